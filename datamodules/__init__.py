@@ -1,0 +1,5 @@
+"""LightningDataModules, known to the command line by their short names."""
+
+from datamodules.start_images import StartImages
+
+__all__ = ["StartImages"]

@@ -1,0 +1,190 @@
+"""`lso fit|validate|test|predict`: LightningCLI with a stable run directory and resumes that do what was asked."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+from jsonargparse import set_parsing_settings
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+import datamodules  # noqa: F401  (importing makes short class names resolve)
+import lso_lightning.optimization  # noqa: F401
+from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from callbacks.command_line_wins import CommandLineWins
+from lso_lightning.checkpoint_io import AtomicCheckpointIO
+from lso_lightning.command_line import near, resolve_configs
+from lso_lightning.errors import UserError
+from lso_lightning.run_directory import SaveRunConfig, prepare_fit, resolve_checkpoint
+
+TERMINATED = 143  # what shells report for SIGTERM
+# whose classes may be meant by a short name, by the option it was given to
+_BASES = {"model": L.LightningModule, "data": L.LightningDataModule, "callbacks": L.Callback, "logger": Logger}
+
+
+def known_classes(base: type) -> list[str]:
+    """List the short names of the public classes that are derived from a base and loaded, Lightning's bases aside.
+
+    Args:
+        base: the base class.
+
+    Returns:
+        Sorted class names.
+    """
+    found, todo = set(), [base]
+    while todo:
+        for child in todo.pop().__subclasses__():
+            todo.append(child)
+            if not child.__name__.startswith("_") and not child.__module__.startswith("lightning.pytorch.demos"):
+                found.add(child.__name__)
+    return sorted(found)
+
+
+class Parser(LightningArgumentParser):
+    """Adds to a wrong class name which names are known and which is close."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print usage and the message, then exit with 2."""
+        wrong = re.search(r"(?:Expected a dot import path string|Unable to import|No module named)[^\w'\"]*['\"]?(\w+)", message)
+        if wrong and "." not in wrong[1]:
+            key = re.search(r"(?:Parser key|key|option) ['\"]?-*([\w.]+)", message)
+            section = next((part for part in reversed(key[1].split(".")) if part in _BASES), None) if key else None
+            base = _BASES[section] if section is not None else nn.Module
+            names = [name for name in known_classes(base) if section is not None or near(wrong[1], [name])]
+            message += f"\nThere is no class {wrong[1]!r}.{near(wrong[1], names)}"
+            message += f" Known here: {', '.join(names)}." if names else ""
+        super().error(message, ex)
+
+
+class RunCLI(LightningCLI):
+    """The command line of a run: one directory, config wins over checkpoint, two checkpoints always."""
+
+    def __init__(self, args: list[str]) -> None:
+        # one parser setting per subcommand: LightningCLI does not hand the main parser's down
+        settings = {"parser_mode": "omegaconf+", "allow_abbrev": False}
+        run_logger = {
+            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            # empty name and version: events lie in the run directory itself, and a resume continues the same curve
+            "init_args": {
+                "save_dir": "${...default_root_dir}",
+                "name": "",
+                "version": "",
+                "default_hp_metric": False,
+            },
+        }
+        super().__init__(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=args,
+            parser_class=Parser,
+            parser_kwargs={**settings, **{name: dict(settings) for name in self.subcommands()}},
+            save_config_callback=SaveRunConfig,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            trainer_defaults={"default_root_dir": "runs/default", "logger": run_logger},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks that every run has; a config's own list of callbacks does not replace them."""
+        parser.add_lightning_class_args(CommandLineWins, "command_line_wins")
+        parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and turn a wrong interpolation into one line.
+
+        Raises:
+            UserError: `${...}` names a key that does not exist.
+        """
+        try:
+            self.config = parser.parse_args(args)
+        except OmegaConfBaseException as error:
+            raise UserError(_interpolation_message(error, args)) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config alone: Lightning would let the checkpoint's hyper-parameters override the command line."""
+
+    def before_instantiate_classes(self) -> None:
+        """Decide about run directory and checkpoint before a model is built."""
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            prepare_fit(config)
+        elif config.ckpt_path is not None:
+            path = resolve_checkpoint(Path(config.trainer.default_root_dir), config.ckpt_path)
+            if path is None:
+                raise UserError(f"--ckpt_path {config.ckpt_path}: nothing to {self.subcommand} with")
+            config.ckpt_path = str(path)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
+        """Add our checkpoint files' reader and writer, unless the config brings one."""
+        plugins = config.get("plugins") or []
+        plugins = list(plugins) if isinstance(plugins, (list, tuple)) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(AtomicCheckpointIO())
+        if config.get("enable_checkpointing") is False:
+            callbacks = [one for one in callbacks if not isinstance(one, (BestCheckpoint, LastCheckpoint))]
+        return super()._instantiate_trainer({**config, "plugins": plugins}, callbacks)
+
+    def after_fit(self) -> None:
+        """Ask a module that has `failure()` whether its result is usable.
+
+        Raises:
+            UserError: it is not; the message is the module's.
+        """
+        failure = getattr(self.model, "failure", None)
+        message = failure() if callable(failure) else None
+        if message is not None:
+            raise UserError(message)
+
+
+def _interpolation_message(error: OmegaConfBaseException, args: list[str]) -> str:
+    """Name the key and the file of a `${...}` that cannot be resolved."""
+    key = str(getattr(error, "full_key", None) or "?")
+    key = key.split(".", 1)[1] if key.split(".")[0] in LightningCLI.subcommands() else key
+    reason = str(error).splitlines()[0]
+    leaf = re.escape(re.split(r"[.\[]", key)[-1].rstrip("]"))
+    files = [arg for arg in args if arg.endswith((".yaml", ".yml")) and Path(arg).is_file()]
+    holding = [name for name in files if re.search(rf"{leaf}\S*\s*:.*\$\{{", Path(name).read_text(encoding="utf-8"))]
+    return f"{key} in {', '.join(holding) or 'the command line'}: {reason}; write ${{section.key}} with a key that exists"
+
+
+def _no_adverts(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless" not in record.getMessage()
+
+
+def quiet() -> None:
+    """Stop advertisements for other products and a deprecation inside Lightning; every other warning stays."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_adverts)  # adding twice is one filter
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+
+
+def main(argv: list[str]) -> None:
+    """Run one of Lightning's commands.
+
+    Args:
+        argv: command line that begins with the command.
+
+    Raises:
+        UserError: a mistake that a person can mend.
+        SystemExit: wrong usage (2), ended by SIGTERM (143), nothing left to do (0).
+    """
+    quiet()
+    args = resolve_configs(argv)
+    set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    try:
+        RunCLI(args)
+    except SIGTERMException:
+        raise SystemExit(TERMINATED) from None
+    finally:
+        set_parsing_settings(omegaconf_absolute_to_relative_paths=False)
