@@ -1,0 +1,56 @@
+"""What a search will cost, measured before its first round."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lso_lightning.images import encode_png, to_uint8
+
+
+class CostPreview(Callback):
+    """Prints seconds per round, total time, memory and archive size before a search starts.
+
+    It evaluates one micro-batch once, which no archive and no budget records; leave this callback out where a single
+    call of the objective is expensive.
+    """
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.is_global_zero or not hasattr(pl_module, "first_micro_batch"):
+            return
+        batch, micro_batches = pl_module.first_micro_batch()
+        if batch is None:
+            return
+        began = time.perf_counter()
+        values, learned = pl_module.no_values(), torch.zeros_like(pl_module.table.z)
+        with torch.enable_grad(), trainer.precision_plugin.train_step_context():
+            images = to_uint8(pl_module.evaluate(batch, values, learned))
+        per_round = (time.perf_counter() - began) * micro_batches
+        rounds = max(0, (trainer.max_epochs or 0) - trainer.current_epoch)
+        rows, picture = len(pl_module.table.z), len(encode_png(images[0]))
+        stored = rounds * rows if pl_module.image_policy in ("all", "improved") else rounds // pl_module.image_policy * rows
+        most = "at most " if pl_module.image_policy == "improved" else ""
+        print(
+            f"cost: {rows} rows of {pl_module.space.dim} numbers, {per_round / rows * trainer.world_size:.3g} s a query,"
+            f" {per_round:.3g} s a round, {rounds} rounds: about {_time(per_round * rounds)};"
+            f" memory {_memory() / 2**30:.1f} GiB; archive {most}{stored * picture / 2**20:.0f} MiB",
+            flush=True,
+        )
+
+
+def _memory() -> int:
+    """Peak bytes: of the GPU's allocator, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _time(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

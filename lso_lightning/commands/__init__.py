@@ -1,0 +1,1 @@
+"""Commands of `lso` that are no training: one typed function each."""

@@ -1,0 +1,76 @@
+"""`lso edit photo.jpg`: a whole search for one picture in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lso_lightning.errors import UserError
+from lso_lightning.images import encode_png
+
+
+def edit(
+    photo: Path,
+    autoencoder: str,
+    objective: str,
+    faithfulness: str = "lso_lightning.objectives.StructuralSimilarity",
+    floor: float = 0.8,
+    judge: str | None = None,
+    out: Path = Path("runs/edit"),
+    size: int = 256,
+    rounds: int = 30,
+    target: float | None = None,
+    gain: float | None = None,
+    keep_detail: bool = True,
+    views: int = 4,
+) -> None:
+    """Change one picture so that a score rises while it stays the same picture.
+
+    Args:
+        photo: the picture; cropped to a centred square.
+        autoencoder: diffusers folder of an AutoencoderKL or AutoencoderTiny, or a pipeline folder with vae/.
+        objective: class of the score, images (b, 3, h, w) in [0, 1] to (b,): package.module.Class or file.py:Class.
+        faithfulness: class of the similarity to the start image, (images, starts) to (b,).
+        floor: least faithfulness of the result, in its unit.
+        judge: class of a second score, only measured.
+        out: run folder; the result is its edited.png.
+        size: side of the result in pixels.
+        rounds: gradient steps.
+        target: score that is enough; later steps make the picture more faithful.
+        gain: as target, counted from the picture's own score.
+        keep_detail: keep what the autoencoder loses of the picture.
+        views: random views of the image that the score is averaged over, against adversarial gradients.
+    """
+    if not photo.is_file():
+        raise UserError(f"{photo}: no such picture")
+    from lso_lightning.__main__ import main
+    from lso_lightning.commands.render import summary
+    from lso_lightning.results import decode_missing, read_run
+
+    arguments = [
+        "fit",
+        "--config=optimize/autoencoder_gradient.yaml",
+        f"--data.init_args.source={photo}",
+        f"--data.init_args.size={size}",
+        f"--model.init_args.space.init_args.generator.init_args.folder={autoencoder}",
+        f"--model.init_args.objective={objective}",
+        f"--model.init_args.faithfulness={faithfulness}",
+        f"--model.init_args.floor={floor}",
+        f"--trainer.max_epochs={rounds}",
+        f"--trainer.default_root_dir={out}",
+    ]
+    if judge is not None:
+        arguments.append(f"--model.init_args.judge={judge}")
+    main(arguments)
+    rows = read_run(out)
+    decode_missing(out, rows)
+    print(summary(rows))
+    (row,) = rows
+    if row.after is None:
+        raise UserError(f"{photo}: no acceptable picture found")
+    (out / "edited.png").write_bytes(encode_png(row.after, 6))
+    if not row.feasible:
+        raise UserError(
+            f"{photo}: no picture reached faithfulness {floor}; the nearest one ({row.best['faithfulness']:.3f}) is in"
+            f" {out / 'edited.png'}; lower --floor, or is it a picture the networks know?"
+        )
+    print(f"before and after: {photo}, {out / 'edited.png'}")

@@ -1,0 +1,107 @@
+"""The autoencoder of a latent diffusion model behind one border: images in [0, 1], latents as the U-Net sees them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lso_lightning.errors import UserError
+from lso_lightning.images import eight_bit
+
+_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+
+
+def _locate(folder: str) -> Path:
+    """The folder that holds the autoencoder's ``config.json``: itself or, in a pipeline folder, its ``vae``."""
+    root = Path(folder).expanduser()
+    for path in (root, root / "vae"):
+        if (path / "config.json").is_file():
+            return path
+    if root.is_dir():
+        raise UserError(f"autoencoder {root}: holds no config.json; expected a diffusers folder of {_CLASSES}")
+    raise UserError(f"autoencoder {root}: no such folder; nothing is downloaded, so fetch it first and give its path")
+
+
+class Autoencoder(nn.Module):
+    """A frozen ``AutoencoderKL`` (SD 1.5, SD 2.1, SDXL, SD 3.5 ...) or ``AutoencoderTiny`` (TAESD) from a folder.
+
+    Args:
+        folder: diffusers folder with ``config.json`` and safetensors weights, or a pipeline folder with ``vae/``.
+        gradient_checkpointing: recompute the decoder's activations in the backward pass: about a third slower,
+            a fraction of the memory.
+
+    Raises:
+        UserError: no such folder, another class, or weights that are not safetensors (pickles are never loaded).
+    """
+
+    def __init__(self, folder: str, gradient_checkpointing: bool = False) -> None:
+        super().__init__()
+        import diffusers  # here: importing it takes seconds that `lso --help` must not pay
+
+        self.path = _locate(folder)
+        name = json.loads((self.path / "config.json").read_text()).get("_class_name")
+        if name not in _CLASSES:
+            raise UserError(f"autoencoder {self.path}: its config.json says {name!r}, expected one of {_CLASSES}")
+        try:
+            network = getattr(diffusers, name).from_pretrained(
+                self.path, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True,
+                low_cpu_mem_usage=False,  # True needs accelerate, for nothing at this size
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"autoencoder {self.path}: cannot load its safetensors weights ({reason})") from None
+        if gradient_checkpointing:
+            network.enable_gradient_checkpointing()
+        self.network = network.requires_grad_(False).eval()
+        config: dict[str, Any] = dict(network.config)
+        self.scale = float(config.get("scaling_factor") or 1.0)
+        self.shift = float(config.get("shift_factor") or 0.0)
+        self.channels = int(config["latent_channels"])
+        stages = config["num_decoder_blocks"] if name == "AutoencoderTiny" else config["block_out_channels"]
+        self.factor: int = 2 ** (len(stages) - 1)  #: pixels per latent cell
+
+    def train(self, mode: bool = True) -> Autoencoder:
+        """Stay in eval mode: Lightning puts a whole module into train mode before fit."""
+        return super().train(False)
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """Shape ``(c, h, w)`` of one image's latents.
+
+        Args:
+            size: side of the (square) image in pixels.
+
+        Raises:
+            UserError: the side is no multiple of the autoencoder's factor.
+        """
+        if size % self.factor:
+            raise UserError(
+                f"image size {size}: the autoencoder {self.path} needs a multiple of {self.factor};"
+                f" take {max(1, round(size / self.factor)) * self.factor}"
+            )
+        return self.channels, size // self.factor, size // self.factor
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images ``(b, 3, h, w)`` in [0, 1] -> latents ``(b, c, h/f, w/f)``, scaled and shifted (posterior mean)."""
+        out = self.network.encode(images * 2 - 1)
+        latents = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
+        return (latents.float() - self.shift) * self.scale
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """Latents ``(b, c, h, w)`` -> images ``(b, 3, h*f, w*f)``, float32, neither clamped nor rounded."""
+        return self.network.decode(latents / self.scale + self.shift).sample.float().add(1).div(2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents ``(b, c, h, w)`` -> images ``(b, 3, h*f, w*f)`` on the 8-bit grid, differentiable."""
+        return eight_bit(self.decode_raw(latents))
+
+    def weights_id(self) -> str:
+        """First 16 hex digits of the sha256 of all weights: names this very network in caches and checkpoints."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]

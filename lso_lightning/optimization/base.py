@@ -1,0 +1,346 @@
+"""What every search does in a round: evaluate its rows, gather, learn, archive. Searchers fill in `learn`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lso_lightning.distributed import barrier, broadcast_from_zero, is_distributed, sum_over_ranks
+from lso_lightning.errors import UserError
+from lso_lightning.images import to_uint8
+from lso_lightning.optimization.archive import Archive, stored_images
+from lso_lightning.optimization.table import VALUES, LatentTable
+from lso_lightning.spaces import SearchSpace
+
+_STORED = ("table.", "constraint.")  # frozen networks stay out of checkpoints: gigabytes that never change
+
+
+class MicroBatch:
+    """Rows decoded together, with what stays fixed for them: start images and the space's context."""
+
+    def __init__(self, rows: Tensor, starts: Tensor, context: dict[str, Tensor]) -> None:
+        self.rows, self.starts, self.context = rows, starts, context
+
+    def only(self, keep: Tensor) -> MicroBatch:
+        """The rows in the mask ``keep (b,)``."""
+        if bool(keep.all()):
+            return self
+        return MicroBatch(self.rows[keep], self.starts[keep], {k: v[keep] for k, v in self.context.items()})
+
+
+class LatentSearch(LightningModule):
+    """A search over the rows of a :class:`LatentTable`. One epoch = one optimiser step = one round.
+
+    Optimisation is manual: a training step evaluates all micro-batches of its rank, sums over ranks and updates the
+    table identically everywhere. Nothing depends on how many ranks share the micro-batches.
+
+    Args:
+        space: where to search.
+        objective: images ``(b, 3, h, w)`` -> scores ``(b,)``, higher is better.
+        faithfulness: (images, start images) -> similarities ``(b,)``; None: nothing is constrained.
+        floor: least faithfulness of an acceptable image, in its unit.
+        target: score that is enough; above it the more faithful image wins.
+        gain: as `target`, counted from the score of the row's own start image (say, 15 years older).
+        judge: a second scorer, only measured.
+        measured_identity: a second faithfulness, only measured.
+        images: which pictures the archive keeps: `all`, `improved` (a row's new best) or a number k (every k rounds).
+        patience: a row stops after so many rounds without improvement; None: never.
+        seed: of all randomness of the search.
+    """
+
+    automatic_optimization = False
+    strict_loading = False
+    monitor, mode = "search/best", "max"
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objective: nn.Module,
+        faithfulness: nn.Module | None = None,
+        floor: float | None = None,
+        target: float | None = None,
+        gain: float | None = None,
+        judge: nn.Module | None = None,
+        measured_identity: nn.Module | None = None,
+        images: str | int = "improved",
+        patience: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        if (faithfulness is None) != (floor is None):
+            raise UserError("model.faithfulness and model.floor belong together: give both or neither")
+        if target is not None and gain is not None:
+            raise UserError("model.target and model.gain exclude each other: one is absolute, one counted from the start")
+        if not (images in ("all", "improved") or (isinstance(images, int) and images > 0)):
+            raise UserError(f"model.images: {images!r}, expected all, improved or a positive number of rounds")
+        self.space, self.objective, self.faithfulness = space, objective, faithfulness
+        self.judge, self.measured_identity = judge, measured_identity
+        self.floor, self.fixed_target, self.gain = floor, target, gain
+        self.image_policy, self.patience, self.seed = images, patience, seed
+        for network in (space, objective, faithfulness, judge, measured_identity):
+            if network is not None:
+                network.requires_grad_(False).eval()
+        self.best_images: dict[int, Tensor] = {}  #: uint8 picture of the best z of rows this rank owns
+        self._micro_batches: list[MicroBatch] = []
+        self._resumed: list[str] | None = None  # keys of the checkpoint's rows
+
+    def train(self, mode: bool = True) -> LatentSearch:
+        """Stay in eval mode: all networks are frozen and the table has no modes."""
+        return super().train(False)
+
+    # ---- before the first round -------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if not all(hasattr(data, name) for name in ("keys", "images", "micro_batches", "size")):
+            raise UserError(f"a search needs start images: --data StartImages (found {type(data).__name__})")
+        if self.trainer.precision in ("16-mixed", "16-true"):
+            raise UserError("a search has no loss scaling: take --trainer.precision bf16-mixed instead of 16")
+        self.data = data
+        self.space.configure(data.size)
+        self.table = LatentTable(len(data.keys), self.space.dim, self.floor)
+
+    def on_fit_start(self) -> None:
+        run = Path(self.trainer.default_root_dir)
+        self.archive = Archive(run / "archive", self.global_rank)
+        if self.global_rank == 0:
+            self.archive.open(int(self.table.rounds) if self._resumed else -1)
+        barrier()
+        self._fit_density(run / "density.safetensors")
+        for rows in self.data.micro_batches(self.global_rank, self.trainer.world_size):
+            rows = rows.to(self.device)
+            starts = self.data.images(rows).to(self.device)
+            self._micro_batches.append(MicroBatch(rows, starts, self.space.context(starts, rows, self.seed)))
+        if self._resumed:
+            self._reload_best_images()
+        else:
+            self._begin()
+
+    def _fit_density(self, path: Path) -> None:
+        """Fit the space's density once per run, on rank 0; a resumed run reads what the first one fitted."""
+        density = self.space.density
+        if density is None:
+            return
+        if self.global_rank == 0 and not path.exists():
+            density.fit_images(self.space.encode, self.data.size, self.device)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = path.with_name(path.name + ".tmp")
+            save_file({k: v.cpu().contiguous() for k, v in density.state_dict().items()}, scratch)
+            scratch.replace(path)
+        barrier()
+        for name, value in load_file(path).items():
+            setattr(density, name, value.to(self.device))
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Encode and score the start images; they are round -1 of the archive and count as queries."""
+        table = self.table
+        z, values = torch.zeros_like(table.z), self.no_values()
+        for batch in self._micro_batches:
+            began = time.perf_counter()
+            z[batch.rows] = self.space.encode(batch.starts)
+            self._measure(values, batch, batch.starts, began)
+        table.z.copy_(broadcast_from_zero(sum_over_ranks(z)))
+        sum_over_ranks(values)
+        table.start_z.copy_(table.z)
+        table.best_z.copy_(table.z)
+        table.start_score.copy_(values[:, 0])
+        if bad := [self.data.keys[i] for i in (~values[:, 0].isfinite()).nonzero().flatten().tolist()]:
+            raise UserError(f"the objective gives NaN for {len(bad)} start image(s): {', '.join(bad[:5])}")
+        if self.gain is not None:
+            table.target.copy_(values[:, 0] + self.gain)
+        elif self.fixed_target is not None:
+            table.target.fill_(self.fixed_target)
+        if self.global_rank == 0:
+            everyone = torch.arange(len(table.z))
+            self.archive.write_images(-1, everyone.tolist(), self.data.pixels())
+            self._write_record(-1, values, torch.ones(len(table.z), dtype=torch.bool))
+        table.queries += len(table.z)
+
+    def _reload_best_images(self) -> None:
+        wanted = {
+            (int(self.table.best_round[row]), int(row)): int(row) for b in self._micro_batches for row in b.rows
+        }
+        stored = self.archive.images([position for position in wanted if position[0] >= 0])
+        self.best_images = {wanted[position]: image for position, image in stored.items()}
+
+    # ---- a round ----------------------------------------------------------------------------------------------------
+
+    def training_step(self, rows: list[Tensor], batch_idx: int) -> None:
+        """Evaluate every active row once, learn from it and commit the round."""
+        active = ~self.table.done
+        values, learned, images = self._evaluate_all(active)
+        improved = self.table.record(values, active)
+        self.learn(values, learned, active)
+        if self.patience is not None:
+            self.table.done |= self.table.stale >= self.patience
+        self._commit(values, active, improved, images)
+        self._log_round(values, active)
+        if bool(self.table.done.all()):
+            self.trainer.should_stop = True
+
+    def evaluate(self, batch: MicroBatch, values: Tensor, learned: Tensor) -> Tensor:
+        """Decode and score one micro-batch.
+
+        Args:
+            batch: rows to evaluate at their present ``z``.
+            values: ``(n, len(VALUES))``; this function fills the rows of the batch.
+            learned: ``(n, dim)``; likewise, with what :meth:`learn` needs (a gradient).
+
+        Returns:
+            The decoded images ``(b, 3, h, w)``.
+        """
+        raise NotImplementedError
+
+    def learn(self, values: Tensor, learned: Tensor, active: Tensor) -> None:
+        """Move ``table.z`` and step an optimiser once (Lightning counts its steps), the same on every rank."""
+        raise NotImplementedError
+
+    def _evaluate_all(self, active: Tensor) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+        values, learned = self.no_values(), torch.zeros_like(self.table.z)
+        images: dict[int, Tensor] = {}
+        error: Exception | None = None
+        try:
+            for k, batch in enumerate(self._micro_batches):
+                batch = batch.only(active[batch.rows])
+                if len(batch.rows):
+                    images.update(zip(batch.rows.tolist(), to_uint8(self.evaluate(batch, values, learned)), strict=True))
+                for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                    if hook := getattr(callback, "on_micro_batch_end", None):
+                        hook(self.trainer, self, k, len(self._micro_batches))
+        except Exception as problem:
+            error = problem
+        # tell the others before leaving: they wait in the next collective
+        failures = sum_over_ranks(torch.tensor(float(error is not None), device=self.device)) if is_distributed() else 0
+        if error is not None:
+            raise error
+        if failures:
+            raise UserError(f"another rank failed in round {int(self.table.rounds)}; its message says why")
+        return sum_over_ranks(values), sum_over_ranks(learned), images
+
+    def no_values(self) -> Tensor:
+        """An empty round: zeros ``(n, len(VALUES))``."""
+        return torch.zeros(len(self.table.z), len(VALUES), device=self.device)
+
+    def first_micro_batch(self) -> tuple[MicroBatch | None, int]:
+        """The rank's first micro-batch with rows still searching, and how many micro-batches the rank has."""
+        batches = [b.only(~self.table.done[b.rows]) for b in self._micro_batches]
+        return next((b for b in batches if len(b.rows)), None), len(batches)
+
+    @torch.no_grad()
+    def _measure(
+        self, values: Tensor, batch: MicroBatch, images: Tensor, began: float,
+        score: Tensor | None = None, faithfulness: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Fill the batch's rows of `values`; columns without a module become NaN, in the archive null."""
+        empty = torch.full((len(images),), torch.nan, device=self.device)
+        starts = batch.starts
+        columns = {
+            "score": self.objective(images) if score is None else score,
+            "faithfulness": faithfulness,
+            "judge": None if self.judge is None else self.judge(images),
+            "measured_identity": None if self.measured_identity is None else self.measured_identity(images, starts),
+        }
+        if faithfulness is None and self.faithfulness is not None:
+            columns["faithfulness"] = self.faithfulness(images, starts)
+        for name, column in columns.items():
+            if column is not None and column.shape != empty.shape:
+                raise UserError(
+                    f"model.{'objective' if name == 'score' else name}: gives shape {tuple(column.shape)} for"
+                    f" {len(images)} images, expected ({len(images)},)"
+                )
+        columns["seconds"] = torch.full_like(empty, (time.perf_counter() - began) / len(images))
+        stacked = [empty if columns[name] is None else columns[name].float() for name in VALUES]  # type: ignore[union-attr]
+        values[batch.rows] = torch.stack(stacked, 1)
+
+    def _commit(self, values: Tensor, active: Tensor, improved: Tensor, images: dict[int, Tensor]) -> None:
+        """Archive the round: pictures first, then the record that makes it complete."""
+        index = int(self.table.rounds)
+        own = torch.zeros_like(active)
+        own[list(images)] = True
+        for row in (own & improved).nonzero().flatten().tolist():
+            self.best_images[row] = images[row]
+        stored = (own & stored_images(self.image_policy, index, improved, active)).nonzero().flatten().tolist()
+        if stored:
+            self.archive.write_images(index, stored, torch.stack([images[row] for row in stored]))
+        barrier()
+        if self.global_rank == 0:
+            self._write_record(index, values, active)
+        self.table.rounds += 1
+
+    def _write_record(self, index: int, values: Tensor, active: Tensor) -> None:
+        rows = active.cpu().nonzero().flatten()
+        chosen = values.cpu()[rows]
+        record: dict[str, Any] = {
+            "round": index,
+            "first_query": int(self.table.queries) - (len(rows) if index >= 0 else 0),
+            "model_version": int(self.table.model_version),
+            "row": rows,
+            "start_key": [self.data.keys[row] for row in rows.tolist()],
+            "feasible": self.table.feasible(chosen[:, 1]),
+        }
+        self.archive.write_round(record | {name: chosen[:, i] for i, name in enumerate(VALUES)})
+
+    def _log_round(self, values: Tensor, active: Tensor) -> None:
+        table = self.table
+        now = values[active]
+        means = {name: now[:, i].mean() for i, name in enumerate(VALUES) if not bool(now[:, i].isnan().all())}
+        scalars = {f"search/{name}": value for name, value in means.items()}
+        scalars |= {
+            "search/best": table.best_score[~table.failed].mean(),
+            "search/feasible": table.best_feasible.float().mean(),
+            "search/active_rows": active.float().sum(),
+            "z/norm": table.z.detach().norm(dim=1).mean(),
+            "z/moved": (table.z.detach() - table.start_z).norm(dim=1).mean(),
+            "z/std": table.z.detach().std(),
+        }
+        if self.space.density is not None:
+            scalars["z/log_prior"] = self.space.log_prior(table.z.detach()).mean()
+        shown = {"search/best", "search/feasible"}
+        for name, value in scalars.items():
+            # equal on every rank already: reducing them would cost a collective each and change nothing
+            self.log(name, value.detach(), prog_bar=name in shown, on_step=False, on_epoch=True, batch_size=1)
+
+    # ---- after the last round, and checkpoints ----------------------------------------------------------------------
+
+    def on_train_end(self) -> None:
+        if self.global_rank == 0:
+            self.archive.write_parquet()
+
+    def failure(self) -> str | None:
+        """What the command line reports, with a non-zero exit code, after a search that lost rows."""
+        bad = [self.data.keys[i] for i in self.table.failed.nonzero().flatten().tolist()]
+        if not bad:
+            return None
+        return f"the objective gave NaN for {len(bad)} of {len(self.table.z)} rows, which were stopped: {', '.join(bad[:5])}"
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith(_STORED)}
+        checkpoint["search"] = {"keys": list(self.data.keys), "size": self.data.size, "batch": self.data.batch_size}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        stored = checkpoint.get("search")
+        if stored is None:
+            raise UserError("this checkpoint holds no search: --ckpt_path must name one of this run's own checkpoints")
+        now = {"keys": list(self.data.keys), "size": self.data.size, "batch": self.data.batch_size}
+        for name, words in (("keys", "start images"), ("size", "image size"), ("batch", "micro-batch")):
+            if stored[name] != now[name]:
+                raise UserError(
+                    f"resume: the checkpoint was made with other {words} ({_brief(stored[name])}, now {_brief(now[name])});"
+                    " keep them, or start a new run"
+                )
+        shape = tuple(checkpoint["state_dict"]["table.z"].shape)
+        if shape != tuple(self.table.z.shape):
+            raise UserError(f"resume: the checkpoint's latents are {shape}, this search space needs {tuple(self.table.z.shape)}")
+        self._resumed = stored["keys"]
+
+
+def _brief(value: Any) -> str:
+    return f"{len(value)} rows, first {value[0]}" if isinstance(value, list) else str(value)

@@ -1,0 +1,22 @@
+"""Named random streams: what is drawn depends on what it is for, never on what was drawn before."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
+    """A CPU generator for one purpose at one position, say ``generator(0, "views", round, row)``.
+
+    Args:
+        seed: the run's seed.
+        purpose: a name; two purposes never share numbers.
+        position: integers such as (round, row): the stream is the same on any rank, in any order, after any resume.
+
+    Returns:
+        A fresh ``torch.Generator`` on the CPU.
+    """
+    text = ":".join(map(str, (seed, purpose, *position)))
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)

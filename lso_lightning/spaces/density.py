@@ -1,0 +1,118 @@
+"""A Gaussian density of encodings, cheap at any dimension: where real images lie in a search space."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lso_lightning.errors import UserError
+from lso_lightning.images import SUFFIXES, from_uint8, read_image
+
+
+class GaussianDensity(nn.Module):
+    """Probabilistic PCA of encodings: ``z ~ N(mean, U diag(variances) U^T + noise I)`` (Tipping & Bishop 1999, eq. 1-8).
+
+    Autoencoder latents of Stable Diffusion are not N(0, I): neighbouring cells and channels are correlated. The low-rank
+    part says how real pictures vary together; the noise keeps every direction possible.
+
+    Args:
+        images: folder of real pictures to fit on (their labels play no role); none of them needs to be a start image.
+        rank: directions kept, at most one fewer than pictures.
+        quantile: :meth:`project` keeps ``z`` inside the radius that holds this share of the density.
+        count: at most so many pictures, the first ones by file name.
+
+    Raises:
+        UserError: fewer than 8 readable pictures in the folder.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    variances: Tensor
+    noise: Tensor
+
+    def __init__(self, images: str, rank: int = 128, quantile: float = 0.999, count: int | None = None) -> None:
+        super().__init__()
+        self.folder, self.rank, self.quantile, self.count = Path(images).expanduser(), rank, quantile, count
+        for name in ("mean", "basis", "variances", "noise"):
+            self.register_buffer(name, torch.empty(0))
+
+    @property
+    def fitted(self) -> bool:
+        return self.mean.numel() > 0
+
+    def fit_images(self, encode: Callable[[Tensor], Tensor], size: int, device: torch.device, batch: int = 8) -> None:
+        """Encode the folder's pictures (and their mirror images, which are as real) and fit.
+
+        Args:
+            encode: images ``(b, 3, size, size)`` -> ``z (b, dim)``.
+            size: pixels per side.
+            device: where the encoder is.
+            batch: pictures encoded at once.
+        """
+        if not self.folder.is_dir():
+            raise UserError(f"density.images {self.folder}: no such folder")
+        files = [p for p in sorted(self.folder.iterdir()) if p.suffix.lower() in SUFFIXES][: self.count]
+        if len(files) < 8:
+            raise UserError(f"density.images {self.folder}: {len(files)} pictures, expected at least 8")
+        codes = []
+        for i in range(0, len(files), batch):
+            images = from_uint8(torch.stack([read_image(f, size) for f in files[i : i + batch]])).to(device)
+            with torch.no_grad():
+                codes += [encode(images), encode(images.flip(-1))]
+        self.fit(torch.cat(codes))
+
+    def fit(self, z: Tensor) -> None:
+        """Maximum-likelihood fit on ``z (n, dim)``; what the kept directions miss is spread evenly as noise."""
+        n, dim = z.shape
+        mean = z.mean(0)
+        # in double: the last bits of the smallest directions decide the whitened norm
+        _, s, v = torch.linalg.svd((z - mean).double(), full_matrices=False)
+        k = min(self.rank, len(s) - 1)
+        spectrum = s.square() / n
+        noise = spectrum[k:].sum() / (dim - k)
+        self.mean, self.basis, self.noise = mean, v[:k].float().contiguous(), noise.float()
+        self.variances = (spectrum[:k] - noise).clamp_min(0).float()
+
+    def _parts(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Coordinates ``(b, k)`` in the kept directions, the rest ``(b, dim)``, total variances ``(k,)``."""
+        centred = z - self.mean
+        inside = centred @ self.basis.T
+        return inside, centred - inside @ self.basis, self.variances + self.noise
+
+    def square_distance(self, z: Tensor) -> Tensor:
+        """Squared Mahalanobis distance ``(b,)`` of ``z (b, dim)``."""
+        inside, rest, total = self._parts(z)
+        return (inside.square() / total).sum(1) + rest.square().sum(1) / self.noise
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density ``(b,)`` of ``z (b, dim)``."""
+        dim, total = z.shape[1], self.variances + self.noise
+        volume = total.log().sum() + (dim - len(total)) * self.noise.log()
+        return -0.5 * (self.square_distance(z) + volume + dim * math.log(2 * math.pi))
+
+    def radius(self) -> float:
+        """Whitened radius that holds `quantile` of the density (Wilson-Hilferty approximation of chi square)."""
+        dim = self.mean.numel()
+        q = torch.special.ndtri(torch.tensor(self.quantile, dtype=torch.float64)).item()
+        return math.sqrt(dim * (1 - 2 / (9 * dim) + q * math.sqrt(2 / (9 * dim))) ** 3)
+
+    def project(self, z: Tensor) -> Tensor:
+        """Pull ``z (b, dim)`` from outside the radius back to it, along the line to the mean."""
+        factor = (self.radius() / self.square_distance(z).sqrt().clamp_min(1e-12)).clamp_max(1)
+        return torch.where((factor < 1)[:, None], self.mean + factor[:, None] * (z - self.mean), z)
+
+    def precondition(self, gradient: Tensor, power: float) -> Tensor:
+        """Covariance to a power times a gradient ``(b, dim)``, scaled to leave the mean variance direction as it is.
+
+        Power 1 is the natural gradient of a shift of the density (Amari 1998): it moves along the ways in which real
+        encodings vary; 0 does nothing.
+        """
+        inside = gradient @ self.basis.T
+        total = self.variances + self.noise
+        level = (total.sum() + (gradient.shape[1] - len(total)) * self.noise) / gradient.shape[1]
+        kept, floor = (total / level) ** power, (self.noise / level) ** power
+        return gradient * floor + (inside * (kept - floor)) @ self.basis
