@@ -129,7 +129,9 @@ class LastCheckpoint(ModelCheckpoint):
         """Leave the boundary: the module's own hook of this name may change state."""
         self._boundary = False
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Leave the boundary and remember the step count, so that a step in this batch can be seen."""
         self._boundary, self._dirty = False, True
         self._step_before_batch = trainer.global_step
@@ -186,7 +188,7 @@ class LastCheckpoint(ModelCheckpoint):
         return bool(trainer.strategy.broadcast(mine))
 
     def _write(self, trainer: L.Trainer) -> None:
-        if not self._dirty or trainer.fast_dev_run or trainer.sanity_checking:
+        if not self._dirty or getattr(trainer, "fast_dev_run", False) or trainer.sanity_checking:
             return
         self.last_model_path = self.best_model_path = self.format_checkpoint_name({})
         self._save_checkpoint(trainer, self.last_model_path)

@@ -53,7 +53,9 @@ def group_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 def schedule_settings(scheduler: Any) -> dict[str, Any]:
     """Copy the arguments of a schedule, without its position; nested schedules under `_schedulers`."""
-    state = {key: value for key, value in vars(scheduler).items() if key not in _PROGRESS | {"optimizer", "_schedulers"}}
+    state = {
+        key: value for key, value in vars(scheduler).items() if key not in _PROGRESS | {"optimizer", "_schedulers"}
+    }
     settings = {key: copy.deepcopy(value) for key, value in state.items() if plain(value) is not None}
     settings = {key: value for key, value in settings.items() if not key.startswith(("_last_lr", "_step", "_get_lr"))}
     settings["class"] = type(scheduler).__name__
@@ -162,7 +164,9 @@ def _apply_schedule(
     scheduler._last_lr = [float(group["lr"]) for group in groups]
 
 
-def _apply_arguments(scheduler: Any, now: dict[str, Any], then: dict[str, Any], rescaled: bool, lines: list[str]) -> bool:
+def _apply_arguments(
+    scheduler: Any, now: dict[str, Any], then: dict[str, Any], rescaled: bool, lines: list[str]
+) -> bool:
     """Write changed arguments into a schedule and the ones nested in it; returns whether there were any."""
     changed = [key for key in now if key not in ("_schedulers", "class") and plain(now[key]) != then.get(key)]
     for key in changed:
@@ -170,7 +174,9 @@ def _apply_arguments(scheduler: Any, now: dict[str, Any], then: dict[str, Any], 
         lines.append(f"{now['class']}.{key} {then.get(key)} -> {plain(now[key])}")
     if rescaled and hasattr(scheduler, "base_lrs"):
         scheduler.base_lrs = [float(group["initial_lr"]) for group in scheduler.optimizer.param_groups]
-    nested = zip(getattr(scheduler, "_schedulers", []), now.get("_schedulers", []), then.get("_schedulers", []), strict=True)
+    nested = zip(
+        getattr(scheduler, "_schedulers", []), now.get("_schedulers", []), then.get("_schedulers", []), strict=True
+    )
     inner = [_apply_arguments(child, new, old, rescaled, lines) for child, new, old in nested]
     return bool(changed) or any(inner)
 
@@ -181,6 +187,6 @@ def _closed_form(scheduler: Any) -> list[float] | None:
         return _closed_form(scheduler._schedulers[bisect.bisect_right(scheduler._milestones, scheduler.last_epoch)])
     if isinstance(scheduler, LambdaLR):
         bases = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-        return [base * factor(scheduler.last_epoch) for base, factor in bases]
+        return [float(base) * factor(scheduler.last_epoch) for base, factor in bases]
     # a private method, and the only place where torch keeps these formulas
     return scheduler._get_closed_form_lr() if hasattr(scheduler, "_get_closed_form_lr") else None

@@ -51,9 +51,7 @@ def run_function(command: str, args: list[str]) -> None:
     from jsonargparse import auto_cli
 
     module, function, _ = COMMANDS[command]
-    auto_cli(
-        getattr(importlib.import_module(module), function), args=args, prog=f"lso {command}", allow_abbrev=False
-    )
+    auto_cli(getattr(importlib.import_module(module), function), args=args, prog=f"lso {command}", allow_abbrev=False)
 
 
 def dispatch(args: list[str]) -> None:
@@ -74,7 +72,9 @@ def dispatch(args: list[str]) -> None:
     command, rest = args[0], args[1:]
     if command not in LIGHTNING and command not in COMMANDS:
         known = [*LIGHTNING, *COMMANDS]
-        print(f"lso: error: no command {command!r}.{near(command, known)} Commands: {', '.join(known)}", file=sys.stderr)
+        print(
+            f"lso: error: no command {command!r}.{near(command, known)} Commands: {', '.join(known)}", file=sys.stderr
+        )
         raise SystemExit(2)
     # a console script, unlike `python -m`, does not look in the current folder; last, so that it shadows nothing
     if os.getcwd() not in sys.path and "" not in sys.path:

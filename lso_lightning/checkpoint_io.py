@@ -78,9 +78,13 @@ def write_atomically(checkpoint: dict[str, Any], target: Path) -> None:
             os.fsync(folder)  # the rename itself must survive a power cut
         finally:
             os.close(folder)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer fails once more while closing a file that the disk refused; the disk's error is behind it
+        refusal = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(refusal, OSError):
+            raise
         raise UserError(
-            f"could not write the checkpoint {target}: {error.strerror or error}. An earlier file of that name is"
+            f"could not write the checkpoint {target}: {refusal.strerror or refusal}. An earlier file of that name is"
             " untouched. Make room or choose another --trainer.default_root_dir, then continue with --ckpt_path last"
         ) from error
     finally:
@@ -113,8 +117,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu", *, mmap: bool = False
         ) from error
     except (RuntimeError, EOFError, ValueError, UnicodeDecodeError, KeyError) as error:
         raise UserError(f"{path} is damaged or truncated, or is no checkpoint; {remedy}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is no checkpoint of a run: it has no 'state_dict'; {remedy}")
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} is no checkpoint: it holds a {type(checkpoint).__name__}; {remedy}")
     return checkpoint
 
 
@@ -140,9 +144,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError(f"storage_options is not supported, got {storage_options!r}")
         write_atomically(checkpoint, Path(path))
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint; `weights_only=False` is not honoured, because a checkpoint may come from anybody.
 
         Args:

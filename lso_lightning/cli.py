@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,7 +25,7 @@ from callbacks.command_line_wins import CommandLineWins
 from lso_lightning.checkpoint_io import AtomicCheckpointIO
 from lso_lightning.command_line import near, resolve_configs
 from lso_lightning.errors import UserError
-from lso_lightning.run_directory import SaveRunConfig, prepare_fit, resolve_checkpoint
+from lso_lightning.run_directory import SaveRunConfig, prepare_fit, require_run_checkpoint, resolve_checkpoint
 
 TERMINATED = 143  # what shells report for SIGTERM
 # whose classes may be meant by a short name, by the option it was given to
@@ -40,28 +41,39 @@ def known_classes(base: type) -> list[str]:
     Returns:
         Sorted class names.
     """
-    found, todo = set(), [base]
+    found: set[str] = set()
+    todo: list[type] = [base]
     while todo:
-        for child in todo.pop().__subclasses__():
-            todo.append(child)
+        children: list[type] = todo.pop().__subclasses__()
+        todo += children
+        for child in children:
             if not child.__name__.startswith("_") and not child.__module__.startswith("lightning.pytorch.demos"):
                 found.add(child.__name__)
     return sorted(found)
 
 
 class Parser(LightningArgumentParser):
-    """Adds to a wrong class name which names are known and which is close."""
+    """Explains a wrong name by the names that are known and the one that is close."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print usage and the message, then exit with 2."""
-        wrong = re.search(r"(?:Expected a dot import path string|Unable to import|No module named)[^\w'\"]*['\"]?(\w+)", message)
-        if wrong and "." not in wrong[1]:
-            key = re.search(r"(?:Parser key|key|option) ['\"]?-*([\w.]+)", message)
-            section = next((part for part in reversed(key[1].split(".")) if part in _BASES), None) if key else None
-            base = _BASES[section] if section is not None else nn.Module
-            names = [name for name in known_classes(base) if section is not None or near(wrong[1], [name])]
+        """Print the message without the fifty lines of usage, then exit with 2."""
+        option = re.search(r"unrecognized arguments: (--[\w.]+)", message)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        if option:
+            message += near(option[1], re.findall(r"--[\w.]+", parser.format_usage()))
+        wrong = re.search(r"Expected a dot import path string: (\w+)", message)
+        if wrong:
+            keys = re.findall(r"[\w.]+", message[: wrong.start()])
+            section = next((part for key in keys for part in key.split(".") if part in _BASES), None)
+            names = known_classes(_BASES[section] if section else nn.Module)
             message += f"\nThere is no class {wrong[1]!r}.{near(wrong[1], names)}"
-            message += f" Known here: {', '.join(names)}." if names else ""
+            if section:
+                message += f" Known here: {', '.join(names)}."
+        if self.exit_on_error:
+            print(
+                f"lso: error: {message}\nall options: {parser.prog.replace(' [options]', '')} --help", file=sys.stderr
+            )
+            raise SystemExit(2)
         super().error(message, ex)
 
 
@@ -88,7 +100,7 @@ class RunCLI(LightningCLI):
             subclass_mode_data=True,
             args=args,
             parser_class=Parser,
-            parser_kwargs={**settings, **{name: dict(settings) for name in self.subcommands()}},
+            parser_kwargs={"prog": "lso", **settings, **{name: dict(settings) for name in self.subcommands()}},
             save_config_callback=SaveRunConfig,
             auto_configure_optimizers=False,
             seed_everything_default=0,
@@ -124,6 +136,7 @@ class RunCLI(LightningCLI):
             path = resolve_checkpoint(Path(config.trainer.default_root_dir), config.ckpt_path)
             if path is None:
                 raise UserError(f"--ckpt_path {config.ckpt_path}: nothing to {self.subcommand} with")
+            require_run_checkpoint(path)
             config.ckpt_path = str(path)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[L.Callback]) -> L.Trainer:
@@ -156,7 +169,9 @@ def _interpolation_message(error: OmegaConfBaseException, args: list[str]) -> st
     leaf = re.escape(re.split(r"[.\[]", key)[-1].rstrip("]"))
     files = [arg for arg in args if arg.endswith((".yaml", ".yml")) and Path(arg).is_file()]
     holding = [name for name in files if re.search(rf"{leaf}\S*\s*:.*\$\{{", Path(name).read_text(encoding="utf-8"))]
-    return f"{key} in {', '.join(holding) or 'the command line'}: {reason}; write ${{section.key}} with a key that exists"
+    return (
+        f"{key} in {', '.join(holding) or 'the command line'}: {reason}; write ${{section.key}} with a key that exists"
+    )
 
 
 def _no_adverts(record: logging.LogRecord) -> bool:

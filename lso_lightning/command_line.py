@@ -102,7 +102,9 @@ def load_class_file(file: Path, name: str) -> str:
         raise UserError(f"{file}: {stem!r} cannot be a module name; rename the file to letters, digits and underscores")
     spec = importlib.util.find_spec(stem)
     if spec is not None and (spec.origin is None or Path(spec.origin).resolve() != file):
-        raise UserError(f"{file}: a module named {stem!r} exists already ({spec.origin or 'built in'}); rename the file")
+        raise UserError(
+            f"{file}: a module named {stem!r} exists already ({spec.origin or 'built in'}); rename the file"
+        )
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
         importlib.invalidate_caches()

@@ -58,6 +58,25 @@ def resolve_checkpoint(run: Path, asked: str | None) -> Path | None:
     raise UserError(f"--ckpt_path {asked}: there is no file {path}; expected last, best or a checkpoint file")
 
 
+def require_run_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, tensors left on disk, and check that a run wrote it.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        UserError: unreadable, or something else than the state of a run.
+    """
+    stored = read_checkpoint(path, mmap=True)
+    missing = [key for key in ("state_dict", "loops", "global_step") if key not in stored]
+    if missing:
+        raise UserError(f"--ckpt_path {path} is no checkpoint of a run: it has no {', '.join(missing)}")
+    return stored
+
+
 def require_fresh(run: Path) -> None:
     """Refuse to start over a run that can be continued.
 
@@ -95,16 +114,16 @@ def finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> bool:
     Raises:
         UserError: the limit is smaller than what is done already, or the file is no training checkpoint.
     """
-    stored = read_checkpoint(checkpoint, mmap=True)
-    if "loops" not in stored:
-        raise UserError(f"{checkpoint} holds weights only; a fit cannot be continued from it")
+    stored = require_run_checkpoint(checkpoint)
     done = {
         "--trainer.max_epochs": (stored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], max_epochs),
         "--trainer.max_steps": (stored["global_step"], max_steps),
     }
     for option, (count, limit) in done.items():
         if limit is not None and 0 <= limit < count:
-            raise UserError(f"{option} {limit} is less than the {count} that {checkpoint} has done; use {count} or more")
+            raise UserError(
+                f"{option} {limit} is less than the {count} that {checkpoint} has done; use {count} or more"
+            )
     return any(limit is not None and limit == count for count, limit in done.values())
 
 
@@ -137,7 +156,7 @@ class SaveRunConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             name = "config.yaml" if count == 0 else f"config.{count}.yaml"
             run.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(run / name), skip_none=False, overwrite=False, multifile=False)
+            self.parser.save(self.config, str(run / name), skip_unset=False, overwrite=False, multifile=False)
         self.already_saved = True
 
 

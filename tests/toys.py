@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -40,7 +43,6 @@ class ToyTraining(L.LightningModule):
         optimizer: how to step.
         schedule: how the rate changes, once an epoch; None is constant.
         worsening: log a validation loss that grows every epoch.
-        interrupt_at: raise KeyboardInterrupt-like trouble (RuntimeError) in this global batch; -1 never.
         failing: message that the module reports as its failure.
     """
 
@@ -53,20 +55,15 @@ class ToyTraining(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.Adam,
         schedule: LRSchedulerCallable | None = None,
         worsening: bool = False,
-        interrupt_at: int = -1,
         failing: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters("width")
         self.weight = torch.nn.Parameter(torch.ones(width))
         self.optimizer, self.schedule = optimizer, schedule
-        self.worsening, self.interrupt_at, self.failing = worsening, interrupt_at, failing
-        self.seen: list[int] = []
+        self.worsening, self.failing = worsening, failing
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-        if self.trainer.fit_loop.epoch_loop.total_batch_idx == self.interrupt_at:
-            raise RuntimeError("interrupted on purpose")
-        self.seen.append(index)
         return ((batch[0] @ self.weight - 0.3) ** 2).mean()
 
     def validation_step(self, batch: list[Tensor], index: int) -> None:
@@ -90,9 +87,9 @@ class ToySearch(L.LightningModule):
 
     Args:
         micro_batches: batches in a round; the data's.
-        die_at: (`where`, count): raise when the hook `where` is entered for the count-th time, from 0.
-        where: `step`, `before_optimizer`, `batch_end`, `epoch_end`, `epoch_start`; empty never.
-        every: the kind of trouble: `error` or `sigterm`.
+        where: hook in which trouble comes: `step`, `before_optimizer`, `batch_end`, `epoch_end`, `epoch_start`; empty never.
+        die_at: which entry of that hook, from 0.
+        trouble: `error` or `sigterm`.
     """
 
     def __init__(self, micro_batches: int = 4, where: str = "", die_at: int = 0, trouble: str = "error") -> None:
@@ -111,9 +108,6 @@ class ToySearch(L.LightningModule):
         count = self.entered[where] = self.entered.get(where, -1) + 1
         if where == self.where and count == self.die_at:
             if self.trouble == "sigterm":
-                import os
-                import signal
-
                 os.kill(os.getpid(), signal.SIGTERM)
             else:
                 raise UserError("died on purpose")
