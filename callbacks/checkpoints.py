@@ -188,7 +188,7 @@ class LastCheckpoint(ModelCheckpoint):
         return bool(trainer.strategy.broadcast(mine))
 
     def _write(self, trainer: L.Trainer) -> None:
-        if not self._dirty or getattr(trainer, "fast_dev_run", False) or trainer.sanity_checking:
+        if not self._dirty or trainer.fast_dev_run or trainer.sanity_checking:  # type: ignore[attr-defined]
             return
         self.last_model_path = self.best_model_path = self.format_checkpoint_name({})
         self._save_checkpoint(trainer, self.last_model_path)

@@ -87,7 +87,7 @@ class ToySearch(L.LightningModule):
 
     Args:
         micro_batches: batches in a round; the data's.
-        where: hook in which trouble comes: `step`, `before_optimizer`, `batch_end`, `epoch_end`, `epoch_start`; empty never.
+        where: hook in which trouble comes: epoch_start, step, before_optimizer, batch_end, epoch_end, or none.
         die_at: which entry of that hook, from 0.
         trouble: `error` or `sigterm`.
     """
