@@ -23,6 +23,7 @@ from lso_lightning.errors import UserError
 from lso_lightning.images import encode_png, read_image
 
 ROUNDS = "rounds.jsonl"
+_END = bytes(1024)  # a tar ends in two empty blocks; the next round is written over them
 COLUMNS = (
     "query", "round", "row", "start_key", "score", "judge", "faithfulness", "measured_identity", "feasible",
     "model_version", "seconds",
@@ -65,11 +66,11 @@ class Archive:
             _replace(records, b"".join(kept))
         for tar in sorted(self.folder.glob("images-*.tar")):
             end = _end_of(tar, rounds)
-            if end < tar.stat().st_size:
-                with tar.open("r+b") as file:
-                    file.truncate(end)
-                    file.write(bytes(1024))  # a tar ends in two empty blocks
-                    _sync(file)
+            with tar.open("r+b") as file:
+                file.truncate(end)
+                file.seek(end)
+                file.write(_END)
+                _sync(file)
 
     def write_images(self, index: int, rows: list[int], images: Tensor) -> None:
         """Append pictures of one round.
@@ -92,8 +93,8 @@ class Archive:
             info.size = len(data)
             blocks.write(info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(-len(data) % 512))
         with path.open("r+b" if path.exists() else "w+b") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 1024))  # over the end mark
-            file.write(blocks.getvalue() + bytes(1024))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - len(_END)))
+            file.write(blocks.getvalue() + _END)
             _sync(file)
 
     def write_round(self, record: dict[str, Any]) -> None:

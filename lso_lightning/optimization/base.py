@@ -316,10 +316,12 @@ class LatentSearch(LightningModule):
 
     def failure(self) -> str | None:
         """What the command line reports, with a non-zero exit code, after a search that lost rows."""
-        bad = [self.data.keys[i] for i in self.table.failed.nonzero().flatten().tolist()]
+        # from the archive, not the table: under ddp_fork the search ran in other processes
+        records = Archive(Path(self.trainer.default_root_dir) / "archive").records()
+        bad = [key for r in records for key, score in zip(r["start_key"], r["score"], strict=True) if score is None]
         if not bad:
             return None
-        return f"the objective gave NaN for {len(bad)} of {len(self.table.z)} rows, which were stopped: {', '.join(bad[:5])}"
+        return f"the objective gave NaN for {len(bad)} rows, which were stopped: {', '.join(bad[:5])}"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith(_STORED)}

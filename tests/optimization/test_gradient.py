@@ -1,0 +1,197 @@
+"""A gradient search through the command line: what it finds, records and refuses."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from lso_lightning.errors import UserError
+from lso_lightning.images import from_uint8
+from lso_lightning.optimization import GradientSearch
+from tests.fits import same
+from tests.optimization.searches import checkpoint, outcome, records, search
+from tests.optimization.toys import Near, Red, ToySpace
+
+
+def best(run: Path, name: str) -> torch.Tensor:
+    return checkpoint(run)["state_dict"][f"table.{name}"]
+
+
+def test_scores_rise_and_the_floor_holds(run: Path) -> None:
+    search(run, rounds=12)
+    assert bool(best(run, "best_feasible").all())
+    assert (best(run, "best_faithfulness") >= 0.9).all()
+    assert (best(run, "best_score") > best(run, "start_score") + 0.05).all()
+    assert best(run, "best_faithfulness").min() < 0.95  # the constraint was what stopped it
+
+
+def test_without_a_constraint_the_score_rises_further(run: Path, tmp_path: Path) -> None:
+    search(run, rounds=12)
+    free = tmp_path / "free"
+    search(free, "--model.faithfulness=null", "--model.floor=null", rounds=12)
+    assert (best(free, "best_score") > best(run, "best_score")).all()
+
+
+def test_saved_pictures_score_as_recorded(run: Path) -> None:
+    search(run, "--model.images=all")
+    seen = 0
+    starts = {}
+    scores = {(r["round"], row): s for r in records(run) for row, s in zip(r["row"], r["score"], strict=True)}
+    for part in (run / "archive").glob("*.tar"):
+        with tarfile.open(part) as tar:
+            for member in tar:
+                with Image.open(io.BytesIO(tar.extractfile(member).read())) as image:  # type: ignore[union-attr]
+                    pixels = torch.tensor(list(image.get_flattened_data())).reshape(16, 16, 3).permute(2, 0, 1)
+                first, row = member.name.removesuffix(".png").split("-")
+                index = -1 if first == "start" else int(first)
+                starts[index, int(row)] = pixels
+                assert Red()(from_uint8(pixels[None])).item() == pytest.approx(scores[index, int(row)], abs=1e-6)
+                seen += 1
+    assert seen == 7 * (6 + 1)
+
+
+def test_every_query_once_in_the_parquet(run: Path) -> None:
+    search(run, "--model.judge=tests.optimization.toys.Red")
+    table = pq.read_table(run / "queries.parquet").to_pydict()
+    assert table["query"] == list(range(7 * 7))
+    assert list(zip(table["round"], table["row"], strict=True)) == [(i, row) for i in range(-1, 6) for row in range(7)]
+    assert table["start_key"][:2] == ["00.png", "01.png"]
+    assert table["judge"] == table["score"]
+    assert set(table["measured_identity"]) == {None}
+    assert int(best(run, "queries")) == 49
+
+
+def test_target_then_faithfulness(run: Path, tmp_path: Path) -> None:
+    """Above the target the search goes back towards the start as far as the target lets it."""
+    search(run, "--model.gain=0.02", rounds=30)
+    gains = best(run, "best_score") - best(run, "start_score")
+    assert (gains >= 0.02).all()
+    far = tmp_path / "far"
+    search(far, rounds=30)
+    assert (best(run, "best_faithfulness") > best(far, "best_faithfulness") + 0.02).all()
+
+
+def test_patience_stops_rows_and_stopped_rows_stay(run: Path) -> None:
+    """SGD with momentum would go on moving a stopped row."""
+    sgd = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1.0", "--model.optimizer.momentum=0.9"]
+    search(run, "--model.patience=1", *sgd, rounds=40)
+    counts = [len(r["row"]) for r in records(run)]
+    assert counts[0] == 7 and 0 < counts[-1] < 7 and counts == sorted(counts, reverse=True)
+    assert bool(best(run, "done").all()), "the search ends when all rows have stopped"
+    assert len(counts) < 40
+
+
+def test_stopped_rows_are_restored(run: Path) -> None:
+    search(run, "--model.patience=1", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.weight_decay=0.5", rounds=2)
+    halfway, done = best(run, "z").clone(), best(run, "done").clone()
+    search(run, "--model.patience=1", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.weight_decay=0.5",
+           "--ckpt_path=last", rounds=8)  # fmt: skip
+    assert torch.equal(best(run, "z")[done], halfway[done])
+
+
+def test_rows_do_not_depend_on_each_other(run: Path, tmp_path: Path) -> None:
+    """The same start image finds the same picture alone and among others, also when gradients are clipped."""
+    alone = tmp_path / "alone"
+    search(run, "--model.clip=0.001")
+    search(alone, "--model.clip=0.001", '--data.keys=["00.png","01.png"]')
+    assert torch.equal(best(run, "best_z")[:2], best(alone, "best_z"))
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "Rprop"])
+def test_elementwise_optimisers(run: Path, name: str) -> None:
+    search(run, f"--model.optimizer=torch.optim.{name}", "--model.optimizer.lr=0.01", rounds=2)
+    assert not torch.equal(best(run, "z"), best(run, "start_z"))
+
+
+@pytest.mark.parametrize("name", ["LBFGS", "Adafactor", "Muon"])
+def test_optimisers_that_mix_numbers_are_refused(run: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with pytest.raises(SystemExit):
+        search(run, f"--model.optimizer=torch.optim.{name}")
+    assert "element-wise" in capsys.readouterr().err
+
+
+def test_schedule_steps_once_a_round(run: Path) -> None:
+    search(run, "--model.scheduler=torch.optim.lr_scheduler.StepLR", "--model.scheduler.step_size=2")
+    assert checkpoint(run)["lr_schedulers"][0]["last_epoch"] == 6
+    assert checkpoint(run)["global_step"] == 6
+
+
+def above_the_starts(run: Path) -> float:
+    """A score that some rows reach within 12 rounds and no row starts with."""
+    search(run, rounds=12)
+    limit = float(torch.tensor([r["score"] for r in records(run)]).amax(0).median())
+    assert limit > float(best(run, "start_score").max())
+    return limit
+
+
+def test_nan_scores_stop_their_rows_only(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limit = above_the_starts(tmp_path / "undisturbed")
+    with pytest.raises(SystemExit) as leaving:
+        search(run, f"--model.objective.nan_above={limit}", rounds=12)
+    assert leaving.value.code == 1
+    failed = best(run, "failed")
+    assert 0 < int(failed.sum()) < 7
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("lso: error: the objective gave NaN for")
+    assert bool(best(run, "best_score").isfinite().all())
+    assert pq.read_table(run / "queries.parquet").num_rows == int(best(run, "queries"))
+
+
+def test_a_broken_objective_loses_no_committed_round(run: Path, tmp_path: Path) -> None:
+    limit = above_the_starts(tmp_path / "undisturbed")
+    with pytest.raises(ValueError, match="the scorer broke"):
+        search(run, f"--model.objective.die_above={limit}", rounds=12)
+    committed = int(best(run, "rounds"))
+    assert committed >= 1 and [r["round"] for r in records(run)] == list(range(-1, committed))
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--model.floor=null", "belong together"),
+        ("--model.target=1 --model.gain=1", "exclude each other"),
+        ("--model.images=sometimes", "all, improved"),
+        ("--data.source=nowhere", "nowhere"),
+        ("--data.keys=[nobody.png]", "nobody.png"),
+        ("--data=tests.toys.ToyData", "StartImages"),
+        ("--trainer.precision=16-mixed", "bf16-mixed"),
+        ("--model.objective=torch.nn.Identity", "shape"),
+        ("--model.space.density=lso_lightning.spaces.GaussianDensity --model.space.density.images=nowhere", "nowhere"),
+    ],
+)
+def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], argument: str, words: str) -> None:
+    if argument.startswith("--data=t"):
+        from tests.fits import fit
+
+        with pytest.raises(SystemExit) as leaving:
+            fit(run, "--model=GradientSearch", "--model.space=tests.optimization.toys.ToySpace",
+                "--model.objective=tests.optimization.toys.Red")  # fmt: skip
+    else:
+        with pytest.raises(SystemExit) as leaving:
+            search(run, *argument.split())
+    assert leaving.value.code != 0
+    message = capsys.readouterr().err
+    assert words in message and "Traceback" not in message
+
+
+def test_bf16(run: Path) -> None:
+    search(run, "--trainer.precision=bf16-mixed")
+    assert best(run, "z").dtype == torch.float32
+    assert (best(run, "best_score") > best(run, "start_score")).all()
+
+
+def test_the_same_seed_gives_the_same_search(run: Path, tmp_path: Path) -> None:
+    search(run)
+    search(tmp_path / "again")
+    assert same(outcome(run), outcome(tmp_path / "again"))
+
+
+def test_faithfulness_and_floor_belong_together() -> None:
+    with pytest.raises(UserError, match="belong together"):
+        GradientSearch(ToySpace(), Red(), Near())

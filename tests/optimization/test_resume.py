@@ -1,0 +1,172 @@
+"""Killed at any instant and resumed equals undisturbed; one rank equals two: bit by bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.fits import same
+from tests.optimization.searches import checkpoint, outcome, records, search
+
+OPTIONS = [
+    "--model.scheduler=torch.optim.lr_scheduler.CosineAnnealingLR", "--model.scheduler.T_max=20",
+    "--model.patience=9", "--model.judge=tests.optimization.toys.Red", "--model.images=all",
+]  # fmt: skip
+DDP = ["--trainer.strategy=ddp_fork", "--trainer.devices=2"]
+
+
+def in_child(run: Path, *more: str, rounds: int, delay: float | None = None) -> int:
+    """Search in a forked process, killed after `delay` seconds; returns its exit status."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1), os.dup2(null, 2)
+            search(run, *more, rounds=rounds)
+            code = 0
+        finally:
+            os._exit(code)
+    if delay is not None:
+        time.sleep(delay)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_sigkill_at_random_instants(run: Path, tmp_path: Path) -> None:
+    rounds, calls = 60, tmp_path / "calls"
+    began = time.monotonic()
+    assert in_child(tmp_path / "straight", *OPTIONS, rounds=rounds) == 0
+    took = time.monotonic() - began
+    moments, kills = random.Random(0), 0
+    for _ in range(40):
+        # mostly within the first half, so that several kills fit before the end; never so long that it cannot be killed
+        status = in_child(run, *OPTIONS, f"--model.objective.log={calls}", "--ckpt_path=last", rounds=rounds,
+                          delay=moments.uniform(0.3, 0.7) * took)  # fmt: skip
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        kills += 1
+    assert status == 0 and kills >= 2, "the machine was too fast or too slow for this test's delays"
+    assert same(outcome(run), outcome(tmp_path / "straight"))
+    scored = sum(int(line) for line in calls.read_text().splitlines())
+    queries = int(checkpoint(run)["state_dict"]["table.queries"])
+    # what a kill costs at most: one round in flight, and the starts if it came before the first checkpoint
+    assert queries <= scored <= queries + kills * 2 * 7
+
+
+def test_resume_equals_straight_and_extends(run: Path, tmp_path: Path) -> None:
+    search(tmp_path / "straight", *OPTIONS, rounds=9)
+    search(run, *OPTIONS, rounds=4)
+    search(run, *OPTIONS, "--ckpt_path=last", rounds=9)
+    assert same(outcome(run), outcome(tmp_path / "straight"))
+
+
+@pytest.mark.parametrize("where", ["write_images", "write_round", "write_round-after", "save_checkpoint"])
+def test_stopped_inside_a_commit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """The round in flight is evaluated again with identical candidates, wherever its commit was cut off."""
+    from lso_lightning.checkpoint_io import AtomicCheckpointIO
+    from lso_lightning.optimization.archive import Archive
+
+    search(tmp_path / "straight", *OPTIONS, rounds=6)
+    owner = AtomicCheckpointIO if where == "save_checkpoint" else Archive
+    name = where.removesuffix("-after")
+    original, count = getattr(owner, name), 0
+
+    def breaks(*args: object, **kwargs: object) -> None:
+        nonlocal count
+        count += 1
+        if count == 4 and not where.endswith("after"):
+            raise RuntimeError("cut off")
+        original(*args, **kwargs)
+        if count == 4:
+            raise RuntimeError("cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, breaks)
+        with pytest.raises(RuntimeError, match="cut off"):
+            search(run, *OPTIONS, rounds=6)
+    search(run, *OPTIONS, "--ckpt_path=last", rounds=6)
+    assert same(outcome(run), outcome(tmp_path / "straight"))
+    assert not list((run / "archive").glob("superseded-*"))
+
+
+def test_two_ranks_equal_one(run: Path, tmp_path: Path) -> None:
+    """Four micro-batches, the last one shorter, on one rank and on two."""
+    search(tmp_path / "one", *OPTIONS, rounds=5)
+    search(run, *OPTIONS, *DDP, rounds=5)
+    assert same(outcome(run), outcome(tmp_path / "one"))
+    assert len(list((run / "archive").glob("images-*.tar"))) == 2
+
+
+def test_ranks_may_change_on_resume(run: Path, tmp_path: Path) -> None:
+    search(tmp_path / "one", *OPTIONS, rounds=7)
+    search(run, *OPTIONS, *DDP, rounds=3)
+    search(run, *OPTIONS, "--ckpt_path=last", rounds=5)
+    search(run, *OPTIONS, *DDP, "--ckpt_path=last", rounds=7)
+    assert same(outcome(run), outcome(tmp_path / "one"))
+
+
+def test_more_ranks_than_micro_batches(run: Path, tmp_path: Path) -> None:
+    few = ["--data.count=2"]
+    search(tmp_path / "one", *few, rounds=3)
+    search(run, *few, *DDP, rounds=3)
+    assert same(outcome(run), outcome(tmp_path / "one"))
+
+
+def test_a_rank_that_fails_ends_the_run(run: Path, tmp_path: Path) -> None:
+    """One rank's objective breaks while the other waits in a collective: both stop, with the cause."""
+    search(tmp_path / "one", rounds=3)
+    limit = float(checkpoint(tmp_path / "one")["state_dict"]["table.start_score"].max()) + 0.01
+    began = time.monotonic()
+    with pytest.raises(Exception, match="the scorer broke|another rank failed"):
+        search(run, *DDP, f"--model.objective.die_above={limit}", rounds=30)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("--data.count=3", "start images"),
+        ("--data.size=32", "image size"),
+        ("--data.batch_size=3", "micro-batch"),
+    ],
+)
+def test_what_must_not_change_on_resume(
+    run: Path, capsys: pytest.CaptureFixture[str], change: str, words: str
+) -> None:
+    search(run, rounds=2)
+    before = outcome(run)
+    with pytest.raises(SystemExit):
+        search(run, "--ckpt_path=last", change, rounds=4)
+    assert words in capsys.readouterr().err
+    assert same(outcome(run), before)
+
+
+def test_a_checkpoint_of_something_else_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.fits import fit
+
+    fit(tmp_path / "training", "--trainer.max_epochs=1")
+    with pytest.raises(SystemExit):
+        search(run, f"--ckpt_path={tmp_path / 'training' / 'checkpoints' / 'last.ckpt'}")
+    assert "holds no search" in capsys.readouterr().err
+
+
+def test_checkpoints_hold_no_frozen_network(run: Path) -> None:
+    search(run, rounds=1)
+    names = checkpoint(run)["state_dict"]
+    assert names and all(name.startswith(("table.", "constraint.")) for name in names)
+
+
+def test_global_rng_plays_no_role(run: Path, tmp_path: Path) -> None:
+    search(run, rounds=3)
+    torch.manual_seed(12345)
+    search(tmp_path / "other", "--seed_everything=7", rounds=3)
+    assert same(outcome(run), outcome(tmp_path / "other"))
+    assert len(records(run)) == 4

@@ -1,0 +1,66 @@
+"""A search space, scores and similarities of a few numbers, for searches that take milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lso_lightning.images import eight_bit
+from lso_lightning.spaces import SearchSpace
+
+
+class ToySpace(SearchSpace):
+    """``z`` = the picture averaged over 4 x 4 cells; decode = a small fixed convolutional network on top."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.mix = nn.Conv2d(3, 3, 3, padding=1)
+        with torch.no_grad():
+            self.mix.weight.copy_(0.02 * torch.randn(self.mix.weight.shape, generator=generator))
+            self.mix.bias.zero_()  # type: ignore[union-attr]
+
+    def configure(self, size: int) -> None:
+        self.size, self.dim = size, 3 * (size // 4) ** 2
+
+    def encode(self, images: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(images, 4).flatten(1)
+
+    def decode(self, z: Tensor, context: dict[str, Tensor]) -> Tensor:
+        cells = z.unflatten(1, (3, self.size // 4, self.size // 4))
+        coarse = nn.functional.interpolate(cells, scale_factor=4.0, mode="nearest")
+        return eight_bit(coarse + self.mix(coarse).tanh())
+
+
+class Red(nn.Module):
+    """Mean red minus mean blue; writes a line per call to a file, fails or returns NaN where asked.
+
+    Args:
+        log: file that gets the number of images of each call.
+        nan_above: images with a score above it come out as NaN.
+        die_above: an exception once any score exceeds it.
+    """
+
+    def __init__(self, log: str | None = None, nan_above: float | None = None, die_above: float | None = None) -> None:
+        super().__init__()
+        self.log, self.nan_above, self.die_above = log, nan_above, die_above
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = images[:, 0].mean((1, 2)) - images[:, 2].mean((1, 2))
+        if self.log:
+            with Path(self.log).open("a") as file:
+                file.write(f"{len(images)}\n")
+        if self.nan_above is not None:
+            score = torch.where(score > self.nan_above, torch.full_like(score, torch.nan), score)
+        if self.die_above is not None and bool((score > self.die_above).any()):
+            raise ValueError("the scorer broke")
+        return score
+
+
+class Near(nn.Module):
+    """Similarity to the start: one minus the mean square difference times ten."""
+
+    def forward(self, images: Tensor, starts: Tensor) -> Tensor:
+        return 1 - 10 * (images - starts).square().mean((1, 2, 3))
