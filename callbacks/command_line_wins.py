@@ -105,7 +105,7 @@ class CommandLineWins(L.Callback):
         """Apply the changes: everything is restored here and no step has been made."""
         if self._then is None or self._now is None:
             if trainer.ckpt_path is not None:
-                rank_zero_only(print)("resume: the checkpoint does not record what was configured; optimisers go on as is")
+                rank_zero_only(print)("resume: the checkpoint does not record what was configured: optimisers are kept")
             return
         lines: list[str] = []
         ratios: list[list[float | None]] = []
