@@ -12,7 +12,7 @@ import lightning as L
 class GracefulEnd(L.Callback):
     """Replaces Lightning's SIGTERM handler when there are several ranks.
 
-    Lightning's handler starts a broadcast from inside the signal, which meets whatever collective the other ranks are in
+    Lightning's handler broadcasts from inside the signal, which meets whatever collective the other ranks are in
     and hangs (seen with two gloo ranks). This one only takes a note; ranks compare notes at the end of each batch.
     """
 
