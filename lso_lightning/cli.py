@@ -152,13 +152,13 @@ class RunCLI(LightningCLI):
         return super()._instantiate_trainer({**config, "plugins": plugins}, callbacks)
 
     def after_fit(self) -> None:
-        """Ask a module that has `failure()` whether its result is usable.
+        """Ask a module that has `failure(run directory)` whether its result is usable.
 
         Raises:
             UserError: it is not; the message is the module's.
         """
         failure = getattr(self.model, "failure", None)
-        message = failure() if callable(failure) else None
+        message = failure(Path(self.trainer.default_root_dir)) if callable(failure) else None
         if message is not None:
             raise UserError(message)
 
@@ -186,6 +186,15 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 
 
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The UserError that a constructor raised: jsonargparse wraps it in a ValueError that prints the whole config."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def main(argv: list[str]) -> None:
     """Run one of Lightning's commands.
 
@@ -203,5 +212,9 @@ def main(argv: list[str]) -> None:
         RunCLI(args)
     except SIGTERMException:
         raise SystemExit(TERMINATED) from None
+    except ValueError as error:
+        if mistake := _user_error(error):
+            raise mistake from error
+        raise
     finally:
         set_parsing_settings(omegaconf_absolute_to_relative_paths=False)

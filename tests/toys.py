@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 
+from pathlib import Path
+
 import lightning as L
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -76,7 +78,7 @@ class ToyTraining(L.LightningModule):
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule(optimizer), "interval": "epoch"}}
 
-    def failure(self) -> str | None:
+    def failure(self, run: Path) -> str | None:
         return self.failing
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
@@ -68,7 +68,7 @@ class LatentSearch(LightningModule):
         gain: float | None = None,
         judge: nn.Module | None = None,
         measured_identity: nn.Module | None = None,
-        images: str | int = "improved",
+        images: Literal["all", "improved"] | int = "improved",
         patience: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -78,7 +78,7 @@ class LatentSearch(LightningModule):
             raise UserError("model.faithfulness and model.floor belong together: give both or neither")
         if target is not None and gain is not None:
             raise UserError("model.target and model.gain exclude each other: one is absolute, one counted from the start")
-        if not (images in ("all", "improved") or (isinstance(images, int) and images > 0)):
+        if isinstance(images, int) and images < 1:
             raise UserError(f"model.images: {images!r}, expected all, improved or a positive number of rounds")
         self.space, self.objective, self.faithfulness = space, objective, faithfulness
         self.judge, self.measured_identity = judge, measured_identity
@@ -203,6 +203,10 @@ class LatentSearch(LightningModule):
         """Move ``table.z`` and step an optimiser once (Lightning counts its steps), the same on every rank."""
         raise NotImplementedError
 
+    def extra_scalars(self) -> dict[str, Tensor]:
+        """Further TensorBoard scalars of a searcher, the same on every rank."""
+        return {}
+
     def _evaluate_all(self, active: Tensor) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
         values, learned = self.no_values(), torch.zeros_like(self.table.z)
         images: dict[int, Tensor] = {}
@@ -303,6 +307,7 @@ class LatentSearch(LightningModule):
         }
         if self.space.density is not None:
             scalars["z/log_prior"] = self.space.log_prior(table.z.detach()).mean()
+        scalars |= self.extra_scalars()
         shown = {"search/best", "search/feasible"}
         for name, value in scalars.items():
             # equal on every rank already: reducing them would cost a collective each and change nothing
@@ -314,10 +319,10 @@ class LatentSearch(LightningModule):
         if self.global_rank == 0:
             self.archive.write_parquet()
 
-    def failure(self) -> str | None:
+    def failure(self, run: Path) -> str | None:
         """What the command line reports, with a non-zero exit code, after a search that lost rows."""
         # from the archive, not the table: under ddp_fork the search ran in other processes
-        records = Archive(Path(self.trainer.default_root_dir) / "archive").records()
+        records = Archive(run / "archive").records()
         bad = [key for r in records for key, score in zip(r["start_key"], r["score"], strict=True) if score is None]
         if not bad:
             return None

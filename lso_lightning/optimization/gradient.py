@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -52,7 +52,7 @@ class GradientSearch(LatentSearch):
         gain: float | None = None,
         judge: nn.Module | None = None,
         measured_identity: nn.Module | None = None,
-        images: str | int = "improved",
+        images: Literal["all", "improved"] | int = "improved",
         patience: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -119,6 +119,9 @@ class GradientSearch(LatentSearch):
             self.constraint.update(values[:, 1] - self.floor, moving)
         if (scheduler := self.lr_schedulers()) is not None:
             scheduler.step()  # type: ignore[union-attr,call-arg]
+
+    def extra_scalars(self) -> dict[str, Tensor]:
+        return {} if self.floor is None else {"search/multiplier": self.constraint.multiplier.mean()}
 
 
 def _row_by_row(make: OptimizerCallable) -> bool:

@@ -156,13 +156,14 @@ def test_a_broken_objective_loses_no_committed_round(run: Path, tmp_path: Path) 
     [
         ("--model.floor=null", "belong together"),
         ("--model.target=1 --model.gain=1", "exclude each other"),
-        ("--model.images=sometimes", "all, improved"),
+        ("--model.images=sometimes", "improved"),
+        ("--model.images=0", "positive number"),
         ("--data.source=nowhere", "nowhere"),
         ("--data.keys=[nobody.png]", "nobody.png"),
         ("--data=tests.toys.ToyData", "StartImages"),
-        ("--trainer.precision=16-mixed", "bf16-mixed"),
         ("--model.objective=torch.nn.Identity", "shape"),
-        ("--model.space.density=lso_lightning.spaces.GaussianDensity --model.space.density.images=nowhere", "nowhere"),
+        ('--model.space={"class_path":"tests.optimization.toys.ToySpace","init_args":{"density":{"class_path":'
+         '"lso_lightning.spaces.GaussianDensity","init_args":{"images":"nowhere"}}}}', "nowhere: no such folder"),
     ],
 )
 def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], argument: str, words: str) -> None:
@@ -178,6 +179,14 @@ def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], ar
     assert leaving.value.code != 0
     message = capsys.readouterr().err
     assert words in message and "Traceback" not in message
+
+
+def test_fp16_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Gradients of a search are taken by hand, without a loss scaler (on a CPU Lightning makes it bf16 by itself)."""
+    monkeypatch.setattr("lightning.Trainer.precision", "16-mixed")
+    with pytest.raises(SystemExit):
+        search(run)
+    assert "bf16-mixed" in capsys.readouterr().err
 
 
 def test_bf16(run: Path) -> None:

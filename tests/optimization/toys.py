@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from lso_lightning.images import eight_bit
-from lso_lightning.spaces import SearchSpace
+from lso_lightning.spaces import GaussianDensity, SearchSpace
 
 
 class ToySpace(SearchSpace):
     """``z`` = the picture averaged over 4 x 4 cells; decode = a small fixed convolutional network on top."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, density: GaussianDensity | None = None) -> None:
+        super().__init__(density)
         generator = torch.Generator().manual_seed(0)
         self.mix = nn.Conv2d(3, 3, 3, padding=1)
         with torch.no_grad():
