@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from lightning import LightningDataModule
@@ -12,38 +14,94 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lso_lightning.errors import UserError
-from lso_lightning.images import SUFFIXES, from_uint8, read_image
+from lso_lightning.images import MIN_SIDE, SUFFIXES, from_uint8, read_image
+
+_LARGEST = 1 << 28  # bytes; no picture, but memory that a hostile shard could ask for
 
 
 def _folder(path: Path) -> dict[str, Path]:
     return {p.name: p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES}
 
 
-def _shards(shards: list[Path], wanted: set[str] | None) -> Iterator[tuple[str, bytes, float | None]]:
-    """Samples of WebDataset shards as (key, picture bytes, score); pictures outside `wanted` are skipped unread."""
-    import webdataset as wds
+class _Member(NamedTuple):
+    """Where a file lies in a shard; nothing is ever unpacked, so its name is a name and no path."""
 
-    for sample in wds.DataPipeline(wds.SimpleShardList([str(s) for s in shards]), wds.tarfile_to_samples()):
-        suffix = next((s for s in SUFFIXES if s[1:] in sample), None)
-        if suffix is None:
-            continue
-        key = sample["__key__"] + suffix
-        if wanted is None or key in wanted:
-            score = json.loads(sample["json"]).get("score") if "json" in sample else None
-            yield key, sample[suffix[1:]], score
+    shard: Path
+    offset: int
+    size: int
+
+    def read(self, name: str) -> bytes:
+        if self.size > _LARGEST:
+            raise UserError(f"{self.shard}: {name} has {self.size} bytes, expected at most {_LARGEST}")
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+def _shards(shards: list[Path]) -> dict[str, tuple[_Member, _Member | None]]:
+    """Pictures of WebDataset shards: file name -> (picture, its .json or None).
+
+    Only headers are read, so that a few start images of a large dataset cost seconds. webdataset's own reader would
+    read everything, and run as a command what a file name like ``pipe:... .tar`` says.
+    """
+    pictures: dict[str, tuple[_Member, str]] = {}
+    labels: dict[str, _Member] = {}
+    for shard in shards:
+        try:
+            with tarfile.open(shard, "r:") as tar:
+                for info in tar:
+                    tar.members = []  # type: ignore[attr-defined]  # else it remembers every header
+                    folder, _, name = info.name.rpartition("/")
+                    stem, _, suffix = name.partition(".")  # WebDataset: a sample's files agree up to the first dot
+                    sample = f"{shard}:{folder}/{stem}"
+                    if not info.isreg() or info.issparse():
+                        continue
+                    member = _Member(shard, info.offset_data, info.size)
+                    if suffix.lower() == "json":
+                        labels[sample] = member
+                    elif f".{suffix.lower()}" in SUFFIXES:
+                        if info.name in pictures:
+                            raise UserError(f"data.source {shard}: a second {info.name}; file names must be unique")
+                        pictures[info.name] = member, sample
+                # tarfile takes a damaged header for the end
+                assert tar.fileobj is not None
+                tar.fileobj.seek(tar.offset)
+                if any(tar.fileobj.read(512)):
+                    raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
+        except (tarfile.TarError, OSError, ValueError, OverflowError, MemoryError) as error:
+            raise UserError(f"data.source {shard}: a damaged or compressed .tar ({error}); pack it again") from None
+    return {key: (member, labels.get(sample)) for key, (member, sample) in pictures.items()}
+
+
+def _score(label: _Member, key: str) -> float | None:
+    """The number ``score`` of a sample's JSON, if it has one."""
+    try:
+        table = json.loads(label.read(f"{key}'s .json"))
+    except ValueError as error:
+        raise UserError(f"{label.shard}: the .json of {key} is no JSON ({error})") from None
+    score = table.get("score") if isinstance(table, dict) else None
+    if score is not None and not _is_number(score):
+        raise UserError(f"{label.shard}: the .json of {key} has score {score!r}, expected a finite number")
+    return score
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class StartImages(LightningDataModule):
     """Row indices of a search and the start image of each row.
 
     Args:
-        source: a picture, a folder of pictures, a WebDataset shard (.tar) or a folder of shards.
-        size: side in pixels; other pictures are cropped to a centred square and resized.
+        source: a picture, a folder of pictures, a WebDataset shard (.tar, not compressed) or a folder of shards (in
+            which loose pictures are not looked at).
+        size: side in pixels, at least 16; other pictures are cropped to a centred square and resized.
         batch_size: rows of a micro-batch (decoded at once). Part of the run's identity: another value gives the same
             search up to float rounding only.
-        scores: flat JSON ``{file name: score}``; needed for `score_range` on folders.
+        scores: flat JSON ``{file name: score}``; needed for `score_range` on folders. In shards the ``score`` of a
+            sample's .json counts where this table is silent.
         score_range: ``[min, max)``: only start images with a score in it (say, faces that do not smile yet).
-        keys: only these file names, in this order.
+        keys: only these file names, in this order; a name given twice is one row.
         count: at most so many rows, the first ones by file name.
 
     Raises:
@@ -61,9 +119,13 @@ class StartImages(LightningDataModule):
         count: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("size", size), ("batch_size", batch_size), ("count", count)):
-            if value is not None and value < 1:
-                raise UserError(f"data.{name}: {value}, expected at least 1")
+        for name, value, least in (("size", size, MIN_SIDE), ("batch_size", batch_size, 1), ("count", count, 1)):
+            if value is not None and value < least:
+                raise UserError(f"data.{name}: {value}, expected at least {least}")
+        if score_range is not None and not score_range[0] < score_range[1]:
+            raise UserError(f"data.score_range {list(score_range)}: expected [min, max) with min < max")
+        if keys is not None and not keys:
+            raise UserError("data.keys: an empty list; name the pictures, or leave it out for all of them")
         self.source, self.size, self.batch_size = Path(source).expanduser(), size, batch_size
         self.scores_file, self.score_range, self.only, self.count = scores, score_range, keys, count
         self.keys: list[str] = []  #: file name of each row
@@ -91,11 +153,17 @@ class StartImages(LightningDataModule):
         if source.suffix.lower() != ".tar" and source.is_file():
             self._filter({source.name: scores.get(source.name)})
             return [(source.name, read_image(source, self.size))]
-        shards = [source] if source.is_file() else shards
-        labels = {key: scores.get(key, score) for key, _, score in _shards(shards, set(self.only) if self.only else None)}
+        members = _shards([source] if source.is_file() else shards)
+        if not members:
+            raise UserError(f"data.source {source}: its shards hold no pictures (KEY{', KEY'.join(SUFFIXES)})")
+        labels = {key: scores.get(key) for key in members}
+        if self.score_range is not None:
+            wanted = members if self.only is None else {key: members[key] for key in self.only if key in members}
+            for key, (_, label) in wanted.items():
+                if labels[key] is None and label is not None:
+                    labels[key] = _score(label, key)
         chosen = self._filter(labels)
-        found = {k: read_image(b, self.size, name=k) for k, b, _ in _shards(shards, set(chosen))}
-        return [(key, found[key]) for key in chosen]
+        return [(k, read_image(members[k][0].read(k), self.size, name=f"{members[k][0].shard}:{k}")) for k in chosen]
 
     def _read_scores(self) -> dict[str, float]:
         if self.scores_file is None:
@@ -105,8 +173,11 @@ class StartImages(LightningDataModule):
             table = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise UserError(f"data.scores {path}: not a readable JSON file ({error})") from None
-        if not isinstance(table, dict) or not all(isinstance(v, int | float) for v in table.values()):
-            raise UserError(f"data.scores {path}: expected one flat object {{file name: score}}")
+        if not isinstance(table, dict):
+            raise UserError(f"data.scores {path}: a {type(table).__name__}, expected one object {{file name: score}}")
+        if bad := [key for key, value in table.items() if not _is_number(value)]:
+            found = f"{bad[0]} has {str(table[bad[0]])[:40]!r}"
+            raise UserError(f"data.scores {path}: {found}, expected finite numbers ({len(bad)} are none)")
         return table
 
     def _filter(self, labels: dict[str, float | None]) -> list[str]:
@@ -114,13 +185,17 @@ class StartImages(LightningDataModule):
         chosen = sorted(labels)
         if self.only is not None:
             if missing := [key for key in self.only if key not in labels]:
-                raise UserError(f"data.keys: {missing[:3]} not in {self.source} ({len(missing)} of {len(self.only)} missing)")
+                count = f"{len(missing)} of {len(self.only)} missing"
+                raise UserError(f"data.keys: {', '.join(missing[:3])} not in {self.source} ({count})")
             chosen = list(dict.fromkeys(self.only))
         if self.score_range is not None:
             low, high = self.score_range
             known = {k: s for k in chosen if (s := labels[k]) is not None}
             if not known:
-                raise UserError(f"data.score_range: no picture of {self.source} has a score; give data.scores FILE.json")
+                raise UserError(
+                    f"data.score_range: no picture of {self.source} has a score; give data.scores, a JSON file"
+                    " {file name: score}"
+                )
             chosen = [k for k in chosen if k in known and low <= known[k] < high]
             if not chosen:
                 lowest, highest = min(known.values()), max(known.values())

@@ -14,7 +14,8 @@ from torch import Tensor
 from lso_lightning.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-_MIN_SIDE = 16  # pixels; a smaller picture holds no face
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # whatever the name says; Pillow would start Ghostscript for an EPS
+MIN_SIDE = 16  # pixels; a smaller picture holds no face
 
 
 class _EightBit(torch.autograd.Function):
@@ -28,7 +29,7 @@ class _EightBit(torch.autograd.Function):
         return x.clamp(0, 1).mul(255).round().div(255)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad
 
 
@@ -73,18 +74,22 @@ def read_image(source: Path | bytes, size: int | None = None, name: str = "") ->
         uint8 ``(3, size, size)``.
 
     Raises:
-        UserError: missing file, not a picture, truncated, smaller than 16 px, or absurdly large.
+        UserError: missing file, not a PNG, JPEG, WebP or BMP picture, truncated, 16-bit gray (which Pillow would turn
+            white), smaller than 16 px, or absurdly large.
     """
-    name = name or str(source)
+    name = name or ("picture" if isinstance(source, bytes) else str(source))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as file:
+            mode = file.mode
             image = ImageOps.exif_transpose(file).convert("RGB")
     except FileNotFoundError:
         raise UserError(f"{name}: no such picture") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: not a readable picture ({str(error).splitlines()[0][:120]})") from None
-    if min(image.size) < _MIN_SIDE:
-        raise UserError(f"{name}: {image.width}x{image.height} pixels, expected at least {_MIN_SIDE} on each side")
+        raise UserError(f"{name}: not a readable picture ({' '.join(str(error).split())[:120]})") from None
+    if mode.startswith(("I", "F")):
+        raise UserError(f"{name}: gray with more than 8 bits a pixel ({mode}); save it as an 8-bit picture")
+    if min(image.size) < MIN_SIDE:
+        raise UserError(f"{name}: {image.width}x{image.height} pixels, expected at least {MIN_SIDE} on each side")
     if size is not None and image.size != (size, size):
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()

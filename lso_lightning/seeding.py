@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import torch
 
@@ -18,5 +19,6 @@ def generator(seed: int, purpose: str, *position: int) -> torch.Generator:
     Returns:
         A fresh ``torch.Generator`` on the CPU.
     """
-    text = ":".join(map(str, (seed, purpose, *position)))
+    # JSON: no two lists share a text, and what is no plain integer (a tensor) is refused instead of printed
+    text = json.dumps([seed, purpose, *position])
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1)

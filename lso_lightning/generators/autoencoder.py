@@ -23,8 +23,21 @@ def _locate(folder: str) -> Path:
         if (path / "config.json").is_file():
             return path
     if root.is_dir():
-        raise UserError(f"autoencoder {root}: holds no config.json; expected a diffusers folder of {_CLASSES}")
+        expected = f"a diffusers folder of {' or '.join(_CLASSES)}, or a pipeline folder with vae/"
+        raise UserError(f"autoencoder {root}: holds no config.json; expected {expected}")
     raise UserError(f"autoencoder {root}: no such folder; nothing is downloaded, so fetch it first and give its path")
+
+
+def _class_name(path: Path) -> str:
+    """The class that the folder's ``config.json`` names, one of `_CLASSES`."""
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"autoencoder {path}: its config.json is damaged ({error}); fetch it again") from None
+    name = config.get("_class_name") if isinstance(config, dict) else None
+    if name not in _CLASSES:
+        raise UserError(f"autoencoder {path}: its config.json says {name!r}, expected {' or '.join(_CLASSES)}")
+    return name
 
 
 class Autoencoder(nn.Module):
@@ -36,7 +49,8 @@ class Autoencoder(nn.Module):
             a fraction of the memory.
 
     Raises:
-        UserError: no such folder, another class, or weights that are not safetensors (pickles are never loaded).
+        UserError: no such folder, another class, a damaged file, weights that are missing or do not fit, or weights
+            that are not safetensors (pickles are never loaded).
     """
 
     def __init__(self, folder: str, gradient_checkpointing: bool = False) -> None:
@@ -44,19 +58,22 @@ class Autoencoder(nn.Module):
         import diffusers  # here: importing it takes seconds that `lso --help` must not pay
 
         self.path = _locate(folder)
-        name = json.loads((self.path / "config.json").read_text()).get("_class_name")
-        if name not in _CLASSES:
-            raise UserError(f"autoencoder {self.path}: its config.json says {name!r}, expected one of {_CLASSES}")
+        name = _class_name(self.path)
         try:
-            network = getattr(diffusers, name).from_pretrained(
+            network, loading = getattr(diffusers, name).from_pretrained(
                 self.path, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True,
                 low_cpu_mem_usage=False,  # True needs accelerate, for nothing at this size
+                output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:  # a nonsensical config too
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"autoencoder {self.path}: cannot load its safetensors weights ({reason})") from None
+        if missing := sorted(loading["missing_keys"]):  # diffusers would search with random ones
+            raise UserError(f"autoencoder {self.path}: its file lacks {len(missing)} weights, first {missing[0]}")
         if gradient_checkpointing:
             network.enable_gradient_checkpointing()
+            # of the decoder only: diffusers' checkpointed EncoderTiny forgets to bring images to [0, 1] (seen in 0.42)
+            network.encoder.gradient_checkpointing = False
         self.network = network.requires_grad_(False).eval()
         config: dict[str, Any] = dict(network.config)
         self.scale = float(config.get("scaling_factor") or 1.0)
@@ -89,7 +106,8 @@ class Autoencoder(nn.Module):
         """Images ``(b, 3, h, w)`` in [0, 1] -> latents ``(b, c, h/f, w/f)``, scaled and shifted (posterior mean)."""
         out = self.network.encode(images * 2 - 1)
         latents = out.latents if hasattr(out, "latents") else out.latent_dist.mode()
-        return (latents.float() - self.shift) * self.scale
+        # contiguous: convolutions may answer channels-last, and the layout decides the last bits of a decoding
+        return ((latents.float() - self.shift) * self.scale).contiguous()
 
     def decode_raw(self, latents: Tensor) -> Tensor:
         """Latents ``(b, c, h, w)`` -> images ``(b, 3, h*f, w*f)``, float32, neither clamped nor rounded."""
@@ -103,5 +121,6 @@ class Autoencoder(nn.Module):
         """First 16 hex digits of the sha256 of all weights: names this very network in caches and checkpoints."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.network.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+            data = tensor.detach().cpu().flatten().view(torch.uint8)  # as bytes: numpy knows no bfloat16
+            digest.update(name.encode() + data.numpy().tobytes())
         return digest.hexdigest()[:16]

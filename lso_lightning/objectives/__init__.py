@@ -1,6 +1,6 @@
 """Objectives: images to scores, higher is better; faithfulness: images and their starts to similarities."""
 
-from lso_lightning.objectives.combine import Negated, NearTarget, WeightedSum
+from lso_lightning.objectives.combine import NearTarget, Negated, WeightedSum
 from lso_lightning.objectives.faithfulness import PixelSimilarity, StructuralSimilarity, Weakest
 
 __all__ = ["NearTarget", "Negated", "PixelSimilarity", "StructuralSimilarity", "Weakest", "WeightedSum"]

@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lso_lightning.errors import UserError
+
+_SMOOTH = 1e-4  # of a root: far below one step of 8 bits
+
 
 class PixelSimilarity(nn.Module):
     """One minus the root mean square difference of the low-passed images: 1 for the same picture.
@@ -22,9 +26,10 @@ class PixelSimilarity(nn.Module):
         self.cell = cell
 
     def forward(self, images: Tensor, starts: Tensor) -> Tensor:
-        difference = F.avg_pool2d(images - starts, self.cell)
-        # epsilon: the root has no gradient at 0, and a search starts there
-        return 1 - (difference.square().mean((1, 2, 3)) + 1e-8).sqrt()
+        # ceil_mode: else pixels beyond the last whole cell would be free to change
+        difference = F.avg_pool2d(images - starts, self.cell, ceil_mode=True)
+        # the root has no gradient at 0, and a search starts there
+        return 1 + _SMOOTH - (difference.square().mean((1, 2, 3)) + _SMOOTH**2).sqrt()
 
 
 class StructuralSimilarity(nn.Module):
@@ -58,6 +63,8 @@ class Weakest(nn.Module):
 
     def __init__(self, parts: list[nn.Module], floors: list[float]) -> None:
         super().__init__()
+        if len(parts) != len(floors) or not parts:
+            raise UserError(f"Weakest: {len(parts)} parts and {len(floors)} floors, expected one each")
         self.parts, self.floors = nn.ModuleList(parts), floors
 
     def forward(self, images: Tensor, starts: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ class SearchSpace(nn.Module):
     Subclasses set `dim` in :meth:`configure` and define :meth:`encode` and :meth:`decode`; the rest has defaults.
 
     Args:
-        density: fitted on encodings before the search starts; gives :meth:`log_prior`, :meth:`project` and
-            :meth:`precondition`.
+        density: fitted on encodings before the search starts; gives :meth:`log_prior` and :meth:`project`.
     """
 
     dim: int  #: numbers in one z, known after :meth:`configure`
@@ -57,7 +56,7 @@ class SearchSpace(nn.Module):
         raise NotImplementedError
 
     def project(self, z: Tensor) -> Tensor:
-        """Nearest valid point of each ``z (b, dim)``; without a density every point is valid."""
+        """Nearest valid point of each ``z (b, dim)``, in the density's metric; without one every point is valid."""
         return z if self.density is None else self.density.project(z)
 
     def log_prior(self, z: Tensor) -> Tensor:

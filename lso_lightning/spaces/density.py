@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +13,25 @@ from torch import Tensor, nn
 from lso_lightning.errors import UserError
 from lso_lightning.images import SUFFIXES, from_uint8, read_image
 
+_FITTED = ("mean", "basis", "variances", "noise")
+_FEWEST = 8  # pictures; fewer say nothing about how pictures vary
+
 
 class GaussianDensity(nn.Module):
-    """Probabilistic PCA of encodings: ``z ~ N(mean, U diag(variances) U^T + noise I)`` (Tipping & Bishop 1999, eq. 1-8).
+    """Probabilistic PCA of encodings: ``z ~ N(mean, U diag(variances) U^T + noise I)`` (Tipping, Bishop 1999, eq. 1-8).
 
-    Autoencoder latents of Stable Diffusion are not N(0, I): neighbouring cells and channels are correlated. The low-rank
-    part says how real pictures vary together; the noise keeps every direction possible.
+    Autoencoder latents of Stable Diffusion are not N(0, I): neighbouring cells and channels are correlated. The
+    low-rank part says how real pictures vary together; the noise keeps every direction possible.
 
     Args:
         images: folder of real pictures to fit on (their labels play no role); none of them needs to be a start image.
-        rank: directions kept, at most one fewer than pictures.
+        rank: directions kept; fewer when there are fewer pictures, so that half of the encodings' directions tell the
+            noise (with none left it would be 0, and every other picture infinitely far away).
         quantile: :meth:`project` keeps ``z`` inside the radius that holds this share of the density.
         count: at most so many pictures, the first ones by file name.
 
     Raises:
-        UserError: fewer than 8 readable pictures in the folder.
+        UserError: an argument out of range, or (in fitting) fewer than 8 pictures in the folder or all the same.
     """
 
     mean: Tensor
@@ -36,9 +41,20 @@ class GaussianDensity(nn.Module):
 
     def __init__(self, images: str, rank: int = 128, quantile: float = 0.999, count: int | None = None) -> None:
         super().__init__()
+        if rank < 1 or not 0 < quantile < 1:
+            raise UserError(f"density: rank {rank} and quantile {quantile}, expected rank >= 1 and 0 < quantile < 1")
+        if count is not None and count < _FEWEST:
+            raise UserError(f"density.count: {count}, expected at least {_FEWEST}")
         self.folder, self.rank, self.quantile, self.count = Path(images).expanduser(), rank, quantile, count
-        for name in ("mean", "basis", "variances", "noise"):
+        for name in _FITTED:
             self.register_buffer(name, torch.empty(0))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Take the shapes of what is loaded: an unfitted density has none yet."""
+        for name in _FITTED:
+            if (value := state_dict.get(prefix + name)) is not None:
+                setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def fitted(self) -> bool:
@@ -56,8 +72,8 @@ class GaussianDensity(nn.Module):
         if not self.folder.is_dir():
             raise UserError(f"density.images {self.folder}: no such folder")
         files = [p for p in sorted(self.folder.iterdir()) if p.suffix.lower() in SUFFIXES][: self.count]
-        if len(files) < 8:
-            raise UserError(f"density.images {self.folder}: {len(files)} pictures, expected at least 8")
+        if len(files) < _FEWEST:
+            raise UserError(f"density.images {self.folder}: {len(files)} pictures, expected at least {_FEWEST}")
         codes = []
         for i in range(0, len(files), batch):
             images = from_uint8(torch.stack([read_image(f, size) for f in files[i : i + batch]])).to(device)
@@ -71,9 +87,11 @@ class GaussianDensity(nn.Module):
         mean = z.mean(0)
         # in double: the last bits of the smallest directions decide the whitened norm
         _, s, v = torch.linalg.svd((z - mean).double(), full_matrices=False)
-        k = min(self.rank, len(s) - 1)
+        k = min(self.rank, n // 2, dim - 1)
         spectrum = s.square() / n
         noise = spectrum[k:].sum() / (dim - k)
+        if not noise > 1e-12 * spectrum.sum():
+            raise UserError(f"density.images {self.folder}: the encodings of its pictures are all the same")
         self.mean, self.basis, self.noise = mean, v[:k].float().contiguous(), noise.float()
         self.variances = (spectrum[:k] - noise).clamp_min(0).float()
 
