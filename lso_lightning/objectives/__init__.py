@@ -2,5 +2,6 @@
 
 from lso_lightning.objectives.combine import NearTarget, Negated, WeightedSum
 from lso_lightning.objectives.faithfulness import PixelSimilarity, StructuralSimilarity, Weakest
+from lso_lightning.objectives.views import Views
 
-__all__ = ["NearTarget", "Negated", "PixelSimilarity", "StructuralSimilarity", "Weakest", "WeightedSum"]
+__all__ = ["NearTarget", "Negated", "PixelSimilarity", "StructuralSimilarity", "Views", "Weakest", "WeightedSum"]

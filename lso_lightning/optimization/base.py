@@ -45,7 +45,7 @@ class LatentSearch(LightningModule):
         objective: images ``(b, 3, h, w)`` -> scores ``(b,)``, higher is better.
         faithfulness: (images, start images) -> similarities ``(b,)``; None: nothing is constrained.
         floor: least faithfulness of an acceptable image, in its unit.
-        target: score that is enough; above it the more faithful image wins.
+        target: score that is enough; None: no limit.
         gain: as `target`, counted from the score of the row's own start image (say, 15 years older).
         judge: a second scorer, only measured.
         measured_identity: a second faithfulness, only measured.
@@ -135,8 +135,10 @@ class LatentSearch(LightningModule):
             save_file({k: v.cpu().contiguous() for k, v in density.state_dict().items()}, scratch)
             scratch.replace(path)
         barrier()
-        for name, value in load_file(path).items():
-            setattr(density, name, value.to(self.device))
+        density.load_state_dict(load_file(path))
+        density.to(self.device)
+        if density.mean.numel() != self.space.dim:
+            raise UserError(f"{path}: fitted in {density.mean.numel()} dimensions, the search space has {self.space.dim}")
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -241,12 +243,11 @@ class LatentSearch(LightningModule):
     @torch.no_grad()
     def _measure(
         self, values: Tensor, batch: MicroBatch, images: Tensor, began: float,
-        score: Tensor | None = None, faithfulness: Tensor | None = None,
+        score: Tensor | None = None, faithfulness: Tensor | None = None, merit: Tensor | None = None,
     ) -> None:  # fmt: skip
         """Fill the batch's rows of `values`; columns without a module become NaN, in the archive null."""
-        empty = torch.full((len(images),), torch.nan, device=self.device)
         starts = batch.starts
-        columns = {
+        columns: dict[str, Tensor | None] = {
             "score": self.objective(images) if score is None else score,
             "faithfulness": faithfulness,
             "judge": None if self.judge is None else self.judge(images),
@@ -254,15 +255,11 @@ class LatentSearch(LightningModule):
         }
         if faithfulness is None and self.faithfulness is not None:
             columns["faithfulness"] = self.faithfulness(images, starts)
-        for name, column in columns.items():
-            if column is not None and column.shape != empty.shape:
-                raise UserError(
-                    f"model.{'objective' if name == 'score' else name}: gives shape {tuple(column.shape)} for"
-                    f" {len(images)} images, expected ({len(images)},)"
-                )
+        columns["merit"] = columns["score"] if merit is None else merit
+        empty = torch.full((len(images),), torch.nan, device=self.device)
         columns["seconds"] = torch.full_like(empty, (time.perf_counter() - began) / len(images))
-        stacked = [empty if columns[name] is None else columns[name].float() for name in VALUES]  # type: ignore[union-attr]
-        values[batch.rows] = torch.stack(stacked, 1)
+        known = {name: empty if c is None else one_per_image(name, c, images) for name, c in columns.items()}
+        values[batch.rows] = torch.stack([known[name].float() for name in VALUES], 1)
 
     def _commit(self, values: Tensor, active: Tensor, improved: Tensor, images: dict[int, Tensor]) -> None:
         """Archive the round: pictures first, then the record that makes it complete."""
@@ -347,6 +344,27 @@ class LatentSearch(LightningModule):
         if shape != tuple(self.table.z.shape):
             raise UserError(f"resume: the checkpoint's latents are {shape}, this search space needs {tuple(self.table.z.shape)}")
         self._resumed = stored["keys"]
+
+
+def one_per_image(name: str, values: Tensor, images: Tensor) -> Tensor:
+    """Check that a user's module gave one number per image.
+
+    Args:
+        name: what the configuration calls it.
+        values: its output.
+        images: its input ``(b, 3, h, w)``.
+
+    Returns:
+        The values ``(b,)``, unchanged.
+
+    Raises:
+        UserError: another shape.
+    """
+    if values.shape != (len(images),):
+        argument = "objective" if name in ("score", "merit") else name
+        found, expected = tuple(values.shape), (len(images),)
+        raise UserError(f"model.{argument}: gives shape {found} for {len(images)} images, expected {expected}")
+    return values
 
 
 def _brief(value: Any) -> str:

@@ -6,11 +6,13 @@ import time
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
-from lso_lightning.optimization.base import LatentSearch, MicroBatch
+from lso_lightning.objectives import Views
+from lso_lightning.optimization.base import LatentSearch, MicroBatch, one_per_image
 from lso_lightning.optimization.constraints import AugmentedLagrangian, Constraint
 from lso_lightning.spaces import SearchSpace
 
@@ -27,9 +29,16 @@ class GradientSearch(LatentSearch):
         optimizer: any optimiser that treats each number by itself (Adam, SGD, RMSprop ...).
         scheduler: learning-rate schedule, stepped once a round.
         clip: largest gradient norm of one row; per row, so that rows stay independent. None: no limit.
+        unit_gradient: scale each row's gradient to norm 1, so that the learning rate is the length of a step in ``z``.
+        precondition: power of the covariance of encodings that multiplies the gradient (0.5: steps follow the ways in
+            which real pictures vary); needs the space's density. None: leave the gradient as it is.
         project: after each step, pull ``z`` to the nearest valid point of the space.
-        target: score that is enough; above it the more faithful image wins.
+        views: random views over which the gradient of the score is averaged; None: the image alone.
+        target: score that is enough; above it only faithfulness is gained. None: no limit.
         gain: as `target`, counted from the score of the row's own start image.
+        softness: width of the bend at the target, in the score's unit: ``-s softplus((target - f) / s)`` is climbed.
+        regularizer: (images, start images) -> similarities ``(b,)`` that are worth something by themselves.
+        regularizer_weight: what one unit of that similarity is worth, in the score's unit.
         judge: a second scorer, only measured.
         measured_identity: a second faithfulness, only measured.
         images: which pictures the archive keeps: `all`, `improved` (a row's new best) or a number k (every k rounds).
@@ -47,9 +56,15 @@ class GradientSearch(LatentSearch):
         optimizer: OptimizerCallable = lambda p: torch.optim.Adam(p, lr=0.05),
         scheduler: LRSchedulerCallable | None = None,
         clip: float | None = None,
+        unit_gradient: bool = False,
+        precondition: float | None = None,
         project: bool = False,
+        views: Views | None = None,
         target: float | None = None,
         gain: float | None = None,
+        softness: float = 1.0,
+        regularizer: nn.Module | None = None,
+        regularizer_weight: float = 1.0,
         judge: nn.Module | None = None,
         measured_identity: nn.Module | None = None,
         images: Literal["all", "improved"] | int = "improved",
@@ -61,7 +76,15 @@ class GradientSearch(LatentSearch):
         )
         self.constraint = constraint or AugmentedLagrangian()
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
-        self.clip, self.project = clip, project
+        self.clip, self.unit_gradient, self.project, self.views = clip, unit_gradient, project, views
+        if precondition is not None and space.density is None:
+            raise UserError("model.precondition needs a density of encodings: set model.space.init_args.density")
+        if softness <= 0:
+            raise UserError(f"model.softness: {softness}, expected a positive number in the score's unit")
+        self.precondition, self.softness = precondition, softness
+        self.regularizer, self.regularizer_weight = regularizer, regularizer_weight
+        if regularizer is not None:
+            regularizer.requires_grad_(False).eval()
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -83,27 +106,50 @@ class GradientSearch(LatentSearch):
         z = self.table.z.detach()[batch.rows].requires_grad_()
         decoded = self.space.decode(z, batch.context)
         images = decoded.detach().requires_grad_()
-        score = self.objective(images)
-        faithfulness: Tensor | None = None
-        (score_grad,) = torch.autograd.grad(score.sum(), images)
-        # enough is enough: beyond the target only faithfulness counts
-        direction = score_grad * (score < self.table.target[batch.rows])[:, None, None, None]
-        if self.faithfulness is not None:
-            faithfulness = self.faithfulness(images, batch.starts)
-            (faith_grad,) = torch.autograd.grad(faithfulness.sum(), images)
-            weight = self.constraint.weight(batch.rows, faithfulness.detach() - self.floor, score_grad, faith_grad)
-            direction = direction + weight[:, None, None, None] * faith_grad
-            faithfulness = faithfulness.detach()
+        # only the generator runs at low precision: a score in bfloat16 has two or three digits
+        with torch.autocast(self.device.type, enabled=False):
+            score, merit = self._merit(images, batch)
+            (direction,) = torch.autograd.grad(merit.sum(), images)
+            faithfulness: Tensor | None = None
+            if self.faithfulness is not None:
+                faithfulness = one_per_image("faithfulness", self.faithfulness(images, batch.starts), images)
+                (faith_grad,) = torch.autograd.grad(faithfulness.sum(), images)
+                faithfulness = faithfulness.detach()
+                weight = self.constraint.weight(batch.rows, faithfulness - self.floor, direction, faith_grad)
+                direction = direction + weight[:, None, None, None] * faith_grad
         (gradient,) = torch.autograd.grad(decoded, z, direction)
         learned[batch.rows] = gradient
-        self._measure(values, batch, images.detach(), began, score.detach(), faithfulness)
+        self._measure(values, batch, images.detach(), began, score, faithfulness, merit.detach())
         return decoded
+
+    def _merit(self, images: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
+        """Score ``(b,)`` of the images as they are, and what is climbed ``(b,)``: views, target and regulariser in it."""
+        if self.views is None:
+            scores = one_per_image("objective", self.objective(images), images)[None]
+            score = scores[0].detach()
+        else:
+            with torch.no_grad():
+                score = one_per_image("objective", self.objective(images), images)
+            views = self.views(images, batch.rows, self.seed, int(self.table.rounds))
+            scores = self.objective(views).unflatten(0, (-1, len(images)))
+        if self.fixed_target is not None or self.gain is not None:
+            missing = self.table.target[batch.rows] - scores
+            scores = -self.softness * F.softplus(missing / self.softness)
+        merit = scores.mean(0)
+        if self.regularizer is not None:
+            merit = merit + self.regularizer_weight * self.regularizer(images, batch.starts)
+        return score, merit
 
     @torch.no_grad()
     def learn(self, values: Tensor, learned: Tensor, active: Tensor) -> None:
         table = self.table
         moving = active & ~table.done
         gradient = torch.where(moving[:, None] & learned.isfinite(), learned, torch.zeros_like(learned))
+        if self.precondition is not None:
+            assert self.space.density is not None
+            gradient = self.space.density.precondition(gradient, self.precondition)
+        if self.unit_gradient:
+            gradient = gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1e-12)
         if self.clip is not None:
             norm = gradient.norm(dim=1, keepdim=True)
             gradient = gradient * (self.clip / norm.clamp_min(1e-12)).clamp_max(1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 #: What one evaluation of a row yields; columns of a round's values ``(n, len(VALUES))``.
-VALUES = ("score", "faithfulness", "judge", "measured_identity", "seconds")
+VALUES = ("score", "faithfulness", "judge", "measured_identity", "seconds", "merit")
 
 
 class LatentTable(nn.Module):
@@ -21,6 +21,7 @@ class LatentTable(nn.Module):
     start_z: Tensor
     start_score: Tensor
     target: Tensor
+    best_merit: Tensor
     best_z: Tensor
     best_score: Tensor
     best_faithfulness: Tensor
@@ -40,7 +41,8 @@ class LatentTable(nn.Module):
         for name, value in {
             "start_z": torch.zeros(n, dim),  # where the row began
             "start_score": torch.full((n,), torch.nan),  # of the start image itself
-            "target": torch.full((n,), torch.inf),  # scores above it count as equal
+            "target": torch.full((n,), torch.inf),  # the score that is enough
+            "best_merit": torch.full((n,), -torch.inf),
             "best_z": torch.zeros(n, dim),
             "best_score": torch.full((n,), -torch.inf),
             "best_faithfulness": torch.full((n,), -torch.inf),
@@ -63,8 +65,8 @@ class LatentTable(nn.Module):
     def record(self, values: Tensor, active: Tensor) -> Tensor:
         """Take in one round.
 
-        Feasible beats infeasible; among feasible rows the higher score wins, above the target the more faithful;
-        among infeasible ones the more faithful.
+        Feasible beats infeasible; among feasible rows the higher merit wins, at equal merit the more faithful; among
+        infeasible ones the more faithful.
 
         Args:
             values: ``(n, len(VALUES))`` of the rows' present ``z``, gathered from all ranks.
@@ -73,24 +75,20 @@ class LatentTable(nn.Module):
         Returns:
             Rows ``(n,)`` that improved.
         """
-        score, faith = values[:, 0], values[:, 1]
-        bad = active & ~(score.isfinite() & (faith.isfinite() | (self.floor is None)))
+        score, faith, merit = values[:, 0], values[:, 1], values[:, VALUES.index("merit")]
+        bad = active & ~(score.isfinite() & merit.isfinite() & (faith.isfinite() | (self.floor is None)))
         self.failed |= bad
         self.done |= bad
         fresh = active & ~bad
         feasible = self.feasible(faith)
-        if self.floor is None:
-            better = score > self.best_score
-        else:
-            capped, best = score.minimum(self.target), self.best_score.minimum(self.target)
-            wins = (capped > best) | ((capped == best) & (faith > self.best_faithfulness))
-            better = torch.where(
-                feasible == self.best_feasible,
-                torch.where(feasible, wins, faith > self.best_faithfulness),
-                feasible,
-            )
+        wins = (merit > self.best_merit) | ((merit == self.best_merit) & (faith > self.best_faithfulness))
+        closer = faith > self.best_faithfulness
+        better = torch.where(feasible == self.best_feasible, torch.where(feasible, wins, closer), feasible)
+        # a row's first query is its best so far, whatever it is
+        better |= self.best_round < 0
         better = better & fresh
         self.best_z[better] = self.z.detach()[better]
+        self.best_merit[better] = merit[better]
         self.best_score[better] = score[better]
         self.best_faithfulness[better] = faith[better]
         self.best_feasible[better] = feasible[better]

@@ -17,7 +17,8 @@ def pictures(folder: Path, n: int = 7, side: int = 16) -> Path:
     """Seeded pictures `00.png`, `01.png`, ... of cells of 4 x 4 pixels, the later ones nearer to white."""
     folder.mkdir(exist_ok=True)
     for i in range(n):
-        cells = np.random.default_rng(i).integers(60 + 15 * i, 160 + 15 * i, (side // 4, side // 4, 3), dtype=np.uint8)
+        shade = min(15 * i, 90)
+        cells = np.random.default_rng(i).integers(60 + shade, 160 + shade, (side // 4, side // 4, 3), dtype=np.uint8)
         pixels = cells.repeat(4, 0).repeat(4, 1)
         Image.fromarray(pixels).save(folder / f"{i:02}.png")
     return folder

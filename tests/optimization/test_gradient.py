@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from lso_lightning.errors import UserError
 from lso_lightning.images import from_uint8
 from lso_lightning.optimization import GradientSearch
 from tests.fits import same
-from tests.optimization.searches import checkpoint, outcome, records, search
+from tests.optimization.searches import checkpoint, outcome, pictures, records, search
 from tests.optimization.toys import Near, Red, ToySpace
 
 
@@ -67,14 +68,51 @@ def test_every_query_once_in_the_parquet(run: Path) -> None:
     assert int(best(run, "queries")) == 49
 
 
-def test_target_then_faithfulness(run: Path, tmp_path: Path) -> None:
-    """Above the target the search goes back towards the start as far as the target lets it."""
-    search(run, "--model.gain=0.02", rounds=30)
+def test_enough_is_enough(run: Path, tmp_path: Path) -> None:
+    """At the target the regulariser takes over: the gain is there and far more of the start image than without."""
+    target = ["--model.gain=0.02", "--model.softness=0.002"]
+    target += ["--model.regularizer=tests.optimization.toys.Near", "--model.regularizer_weight=0.1"]
+    target += ["--model.optimizer=torch.optim.Adam", "--model.optimizer.lr=0.01"]
+    search(run, *target, rounds=40)
     gains = best(run, "best_score") - best(run, "start_score")
-    assert (gains >= 0.02).all()
-    far = tmp_path / "far"
-    search(far, rounds=30)
-    assert (best(run, "best_faithfulness") > best(far, "best_faithfulness") + 0.02).all()
+    assert (gains - 0.02).abs().max() < 0.01
+    search(tmp_path / "far", rounds=40)
+    assert (best(run, "best_faithfulness") > best(tmp_path / "far", "best_faithfulness") + 0.03).all()
+
+
+def test_views_are_named_by_seed_round_and_row(run: Path, tmp_path: Path) -> None:
+    """Other rows, ranks or resumes change no view; another seed changes all."""
+    views = ["--model.views=lso_lightning.objectives.Views", "--model.views.count=2"]
+    search(run, *views, rounds=4)
+    search(tmp_path / "resumed", *views, rounds=2)
+    search(tmp_path / "resumed", *views, "--ckpt_path=last", rounds=4)
+    assert same(outcome(run), outcome(tmp_path / "resumed"))
+    search(tmp_path / "seed", *views, "--model.seed=1", rounds=4)
+    assert not torch.equal(best(run, "z"), best(tmp_path / "seed", "z"))
+    assert (best(run, "best_score") > best(run, "start_score")).all()
+
+
+def test_unit_gradient_makes_the_rate_a_length(run: Path) -> None:
+    sgd = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.25"]
+    search(run, *sgd, "--model.unit_gradient=true", rounds=1)
+    steps = (best(run, "z") - best(run, "start_z")).norm(dim=1)
+    assert torch.allclose(steps, torch.full((7,), 0.25), atol=1e-5)
+
+
+def test_precondition_needs_and_uses_a_density(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        search(run, "--model.precondition=0.5")
+    assert "density" in capsys.readouterr().err
+    density = {"class_path": "lso_lightning.spaces.GaussianDensity",
+               "init_args": {"images": str(pictures(tmp_path / "reference", n=9)), "rank": 4}}  # fmt: skip
+    space = json.dumps({"class_path": "tests.optimization.toys.ToySpace", "init_args": {"density": density}})
+    natural = [f"--model.space={space}", "--model.precondition=1", "--model.project=true"]
+    search(run, *natural, rounds=6)
+    assert (run / "density.safetensors").is_file()
+    assert (best(run, "best_score") > best(run, "start_score")).all()
+    search(tmp_path / "resumed", *natural, rounds=3)
+    search(tmp_path / "resumed", *natural, "--ckpt_path=last", rounds=6)
+    assert same(outcome(run), outcome(tmp_path / "resumed"))
 
 
 def test_patience_stops_rows_and_stopped_rows_stay(run: Path) -> None:

@@ -11,39 +11,35 @@ from lso_lightning.optimization.table import VALUES, LatentTable
 def values(*score_and_faithfulness: tuple[float, float]) -> torch.Tensor:
     rows = torch.full((len(score_and_faithfulness), len(VALUES)), torch.nan)
     rows[:, :2] = torch.tensor(score_and_faithfulness)
+    rows[:, VALUES.index("merit")] = rows[:, 0]
     return rows
 
 
-def recorded(floor: float | None, target: float, *queries: tuple[float, float]) -> int:
-    """Index of the query that a single row keeps as its best."""
+def recorded(floor: float | None, *queries: tuple[float, float]) -> int:
+    """Index of the query that a single row keeps as its best; merit is the score."""
     table = LatentTable(1, 2, floor)
-    table.target.fill_(target)
     for query in queries:
         table.record(values(query), torch.tensor([True]))
         table.rounds += 1
     return int(table.best_round[0])
 
 
-INF = float("inf")
-
-
 @pytest.mark.parametrize(
-    ("floor", "target", "queries", "best"),
+    ("floor", "queries", "best"),
     [
-        (0.8, INF, [(9.0, 0.7), (1.0, 0.9)], 1),  # feasible beats a higher score
-        (0.8, INF, [(1.0, 0.9), (9.0, 0.7)], 0),
-        (0.8, INF, [(1.0, 0.9), (2.0, 0.8)], 1),  # among feasible ones the higher score
-        (0.8, INF, [(9.0, 0.5), (1.0, 0.7)], 1),  # among infeasible ones the more faithful
-        (0.8, 5.0, [(6.0, 0.85), (9.0, 0.81), (5.5, 0.9)], 2),  # enough is enough: then the more faithful
-        (0.8, 5.0, [(4.0, 0.99), (5.0, 0.81)], 1),
-        (None, INF, [(1.0, 0.1), (2.0, 0.0)], 1),
-        (0.8, INF, [(1.0, 0.9), (1.0, 0.9)], 0),  # a tie is no improvement
-        (0.8, INF, [(1.0, 0.9), (float("nan"), 0.9)], 0),
-        (0.8, INF, [(1.0, 0.9), (2.0, float("nan"))], 0),
+        (0.8, [(9.0, 0.7), (1.0, 0.9)], 1),  # feasible beats a higher score
+        (0.8, [(1.0, 0.9), (9.0, 0.7)], 0),
+        (0.8, [(1.0, 0.9), (2.0, 0.8)], 1),  # among feasible ones the higher score
+        (0.8, [(9.0, 0.5), (1.0, 0.7)], 1),  # among infeasible ones the more faithful
+        (0.8, [(6.0, 0.85), (6.0, 0.81), (6.0, 0.9)], 2),  # at equal merit the more faithful
+        (None, [(1.0, 0.1), (2.0, 0.0)], 1),
+        (0.8, [(1.0, 0.9), (1.0, 0.9)], 0),  # a tie is no improvement
+        (0.8, [(1.0, 0.9), (float("nan"), 0.9)], 0),
+        (0.8, [(1.0, 0.9), (2.0, float("nan"))], 0),
     ],
 )
-def test_best(floor: float | None, target: float, queries: list[tuple[float, float]], best: int) -> None:
-    assert recorded(floor, target, *queries) == best
+def test_best(floor: float | None, queries: list[tuple[float, float]], best: int) -> None:
+    assert recorded(floor, *queries) == best
 
 
 def test_a_row_that_comes_out_as_nan_stops_and_keeps_its_best() -> None:
