@@ -3,20 +3,10 @@
     python benchmarks/real_photos.py --real DIR --out runs/real            # smile
     python benchmarks/real_photos.py --real DIR --out runs/older --task older
 
-Calls the public commands only (`lso fit`, `lso render`); DIR is described in the README. A held-out judge and a held-out
-identity network can be given as ``file.py:Class``; without them their columns stay empty.
+Calls the public commands only (`lso fit`, `lso render`); DIR is described in the README. A held-out judge and a
+held-out identity network can be given as ``file.py:Class``; without them their columns stay empty.
 """
 
 from __future__ import annotations
-
-import argparse
-import json
-import math
-import sys
-import time
-from pathlib import Path
-
-from lso_lightning.__main__ import main as lso
-from lso_lightning.results import Row, read_run
 
 TASKS = {"smile": ("SmileScore", "optimize/real_smile.yaml"), "older": ("AgeScore", "optimize/real_older.yaml")}

@@ -23,6 +23,7 @@ import lso_lightning.optimization  # noqa: F401
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from callbacks.command_line_wins import CommandLineWins
 from callbacks.graceful_end import GracefulEnd
+from lso_lightning.allocator import keep_freed_memory
 from lso_lightning.checkpoint_io import AtomicCheckpointIO
 from lso_lightning.command_line import near, resolve_configs
 from lso_lightning.errors import UserError
@@ -206,6 +207,7 @@ def main(argv: list[str]) -> None:
         SystemExit: wrong usage (2), ended by SIGTERM (143), nothing left to do (0).
     """
     quiet()
+    keep_freed_memory()
     args = resolve_configs(argv)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
 from lso_lightning.images import eight_bit
+from lso_lightning.weights import weights_id
 
 _CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 
@@ -119,9 +119,5 @@ class Autoencoder(nn.Module):
         return eight_bit(self.decode_raw(latents))
 
     def weights_id(self) -> str:
-        """First 16 hex digits of the sha256 of all weights: names this very network in caches and checkpoints."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            data = tensor.detach().cpu().flatten().view(torch.uint8)  # as bytes: numpy knows no bfloat16
-            digest.update(name.encode() + data.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        """Names this very network in caches and checkpoints, whatever folder it came from."""
+        return weights_id(self.network.state_dict())

@@ -16,9 +16,9 @@ class Views(nn.Module):
     """Differentiable random views; averaging a score's gradient over them is expectation over transformation
     (Athalye et al. 2018, 1707.07397, eq. 2).
 
-    Each view is rotated, scaled, shifted, flipped, seen at another contrast and brightness, and noisy; the first half of
-    the views also passes through a low resolution. One image scored in k views counts as one query and calls the score
-    k + 1 times.
+    Each view is rotated, scaled, shifted, flipped, seen at another contrast and brightness, and noisy; the first half
+    of the views also passes through a low resolution. One image scored in k views counts as one query and calls the
+    score k + 1 times.
 
     Args:
         count: views of each image.

@@ -1,8 +1,8 @@
 """The archive of a search: every query once, in files that survive a kill at any byte.
 
-``rounds.jsonl`` is the truth: one line a round with the values of all its queries. ``images-RANK-PART.tar`` hold pictures
-(``ROUND-ROW.png``, WebDataset naming). ``queries.parquet`` is derived from the first. A checkpoint stores the number of
-committed rounds only; opening the archive drops what a killed process wrote beyond it.
+``rounds.jsonl`` is the truth: one line a round with the values of all its queries. ``images-RANK-PART.tar`` hold
+pictures (``ROUND-ROW.png``, WebDataset naming). ``queries.parquet`` is derived from the first. A checkpoint stores the
+number of committed rounds only; opening the archive drops what a killed process wrote beyond it.
 """
 
 from __future__ import annotations

@@ -15,23 +15,11 @@ from lso_lightning.distributed import barrier, broadcast_from_zero, is_distribut
 from lso_lightning.errors import UserError
 from lso_lightning.images import to_uint8
 from lso_lightning.optimization.archive import Archive, stored_images
+from lso_lightning.optimization.evaluation import Measures, MicroBatch
 from lso_lightning.optimization.table import VALUES, LatentTable
 from lso_lightning.spaces import SearchSpace
 
 _STORED = ("table.", "constraint.")  # frozen networks stay out of checkpoints: gigabytes that never change
-
-
-class MicroBatch:
-    """Rows decoded together, with what stays fixed for them: start images and the space's context."""
-
-    def __init__(self, rows: Tensor, starts: Tensor, context: dict[str, Tensor]) -> None:
-        self.rows, self.starts, self.context = rows, starts, context
-
-    def only(self, keep: Tensor) -> MicroBatch:
-        """The rows in the mask ``keep (b,)``."""
-        if bool(keep.all()):
-            return self
-        return MicroBatch(self.rows[keep], self.starts[keep], {k: v[keep] for k, v in self.context.items()})
 
 
 class LatentSearch(LightningModule):
@@ -77,19 +65,16 @@ class LatentSearch(LightningModule):
         if (faithfulness is None) != (floor is None):
             raise UserError("model.faithfulness and model.floor belong together: give both or neither")
         if target is not None and gain is not None:
-            raise UserError("model.target and model.gain exclude each other: one is absolute, one counted from the start")
+            raise UserError("model.target and model.gain exclude each other: absolute, or counted from the start")
         if isinstance(images, int) and images < 1:
             raise UserError(f"model.images: {images!r}, expected all, improved or a positive number of rounds")
-        self.space, self.objective, self.faithfulness = space, objective, faithfulness
-        self.judge, self.measured_identity = judge, measured_identity
+        self.space = space.requires_grad_(False).eval()
+        self.measures = Measures(objective, faithfulness, judge, measured_identity)
         self.floor, self.fixed_target, self.gain = floor, target, gain
         self.image_policy, self.patience, self.seed = images, patience, seed
-        for network in (space, objective, faithfulness, judge, measured_identity):
-            if network is not None:
-                network.requires_grad_(False).eval()
         self.best_images: dict[int, Tensor] = {}  #: uint8 picture of the best z of rows this rank owns
         self._micro_batches: list[MicroBatch] = []
-        self._resumed: list[str] | None = None  # keys of the checkpoint's rows
+        self._resumed = False
 
     def train(self, mode: bool = True) -> LatentSearch:
         """Stay in eval mode: all networks are frozen and the table has no modes."""
@@ -105,6 +90,7 @@ class LatentSearch(LightningModule):
             raise UserError("a search has no loss scaling: take --trainer.precision bf16-mixed instead of 16")
         self.data = data
         self.space.configure(data.size)
+        self._space_id = self.space.weights_id()
         self.table = LatentTable(len(data.keys), self.space.dim, self.floor)
 
     def on_fit_start(self) -> None:
@@ -138,7 +124,8 @@ class LatentSearch(LightningModule):
         density.load_state_dict(load_file(path))
         density.to(self.device)
         if density.mean.numel() != self.space.dim:
-            raise UserError(f"{path}: fitted in {density.mean.numel()} dimensions, the search space has {self.space.dim}")
+            found, expected = density.mean.numel(), self.space.dim
+            raise UserError(f"{path}: fitted in {found} dimensions, the search space has {expected}")
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -148,7 +135,7 @@ class LatentSearch(LightningModule):
         for batch in self._micro_batches:
             began = time.perf_counter()
             z[batch.rows] = self.space.encode(batch.starts)
-            self._measure(values, batch, batch.starts, began)
+            values[batch.rows] = self.measures.values(batch.starts, batch.starts, began)
         table.z.copy_(broadcast_from_zero(sum_over_ranks(z)))
         sum_over_ranks(values)
         table.start_z.copy_(table.z)
@@ -217,11 +204,12 @@ class LatentSearch(LightningModule):
             for k, batch in enumerate(self._micro_batches):
                 batch = batch.only(active[batch.rows])
                 if len(batch.rows):
-                    images.update(zip(batch.rows.tolist(), to_uint8(self.evaluate(batch, values, learned)), strict=True))
+                    decoded = to_uint8(self.evaluate(batch, values, learned))
+                    images.update(zip(batch.rows.tolist(), decoded, strict=True))
                 for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                     if hook := getattr(callback, "on_micro_batch_end", None):
                         hook(self.trainer, self, k, len(self._micro_batches))
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 (raised again below, once all ranks know)
             error = problem
         # tell the others before leaving: they wait in the next collective
         failures = sum_over_ranks(torch.tensor(float(error is not None), device=self.device)) if is_distributed() else 0
@@ -239,27 +227,6 @@ class LatentSearch(LightningModule):
         """The rank's first micro-batch with rows still searching, and how many micro-batches the rank has."""
         batches = [b.only(~self.table.done[b.rows]) for b in self._micro_batches]
         return next((b for b in batches if len(b.rows)), None), len(batches)
-
-    @torch.no_grad()
-    def _measure(
-        self, values: Tensor, batch: MicroBatch, images: Tensor, began: float,
-        score: Tensor | None = None, faithfulness: Tensor | None = None, merit: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        """Fill the batch's rows of `values`; columns without a module become NaN, in the archive null."""
-        starts = batch.starts
-        columns: dict[str, Tensor | None] = {
-            "score": self.objective(images) if score is None else score,
-            "faithfulness": faithfulness,
-            "judge": None if self.judge is None else self.judge(images),
-            "measured_identity": None if self.measured_identity is None else self.measured_identity(images, starts),
-        }
-        if faithfulness is None and self.faithfulness is not None:
-            columns["faithfulness"] = self.faithfulness(images, starts)
-        columns["merit"] = columns["score"] if merit is None else merit
-        empty = torch.full((len(images),), torch.nan, device=self.device)
-        columns["seconds"] = torch.full_like(empty, (time.perf_counter() - began) / len(images))
-        known = {name: empty if c is None else one_per_image(name, c, images) for name, c in columns.items()}
-        values[batch.rows] = torch.stack([known[name].float() for name in VALUES], 1)
 
     def _commit(self, values: Tensor, active: Tensor, improved: Tensor, images: dict[int, Tensor]) -> None:
         """Archive the round: pictures first, then the record that makes it complete."""
@@ -327,44 +294,27 @@ class LatentSearch(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith(_STORED)}
-        checkpoint["search"] = {"keys": list(self.data.keys), "size": self.data.size, "batch": self.data.batch_size}
+        checkpoint["search"] = self._identity()
+
+    def _identity(self) -> dict[str, Any]:
+        """What makes this search this search: a resume must not change it."""
+        data = self.data
+        return {"keys": list(data.keys), "size": data.size, "batch": data.batch_size, "space": self._space_id}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint.get("search")
         if stored is None:
             raise UserError("this checkpoint holds no search: --ckpt_path must name one of this run's own checkpoints")
-        now = {"keys": list(self.data.keys), "size": self.data.size, "batch": self.data.batch_size}
-        for name, words in (("keys", "start images"), ("size", "image size"), ("batch", "micro-batch")):
+        now = self._identity()
+        words = {"keys": "start images", "size": "image size", "batch": "micro-batch", "space": "generator weights"}
+        for name, word in words.items():
             if stored[name] != now[name]:
-                raise UserError(
-                    f"resume: the checkpoint was made with other {words} ({_brief(stored[name])}, now {_brief(now[name])});"
-                    " keep them, or start a new run"
-                )
-        shape = tuple(checkpoint["state_dict"]["table.z"].shape)
-        if shape != tuple(self.table.z.shape):
-            raise UserError(f"resume: the checkpoint's latents are {shape}, this search space needs {tuple(self.table.z.shape)}")
-        self._resumed = stored["keys"]
-
-
-def one_per_image(name: str, values: Tensor, images: Tensor) -> Tensor:
-    """Check that a user's module gave one number per image.
-
-    Args:
-        name: what the configuration calls it.
-        values: its output.
-        images: its input ``(b, 3, h, w)``.
-
-    Returns:
-        The values ``(b,)``, unchanged.
-
-    Raises:
-        UserError: another shape.
-    """
-    if values.shape != (len(images),):
-        argument = "objective" if name in ("score", "merit") else name
-        found, expected = tuple(values.shape), (len(images),)
-        raise UserError(f"model.{argument}: gives shape {found} for {len(images)} images, expected {expected}")
-    return values
+                before, after = _brief(stored[name]), _brief(now[name])
+                raise UserError(f"resume: the checkpoint has other {word} ({before}, now {after}); start a new run")
+        shape, needed = tuple(checkpoint["state_dict"]["table.z"].shape), tuple(self.table.z.shape)
+        if shape != needed:
+            raise UserError(f"resume: the checkpoint's latents are {shape}, this search space needs {needed}")
+        self._resumed = True
 
 
 def _brief(value: Any) -> str:

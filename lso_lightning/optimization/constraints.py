@@ -1,8 +1,8 @@
 """How a gradient search keeps its images above a floor of faithfulness, row by row.
 
-The gradients of score and faithfulness are known with respect to the *image*, where they cost little; a constraint weighs
-them there and one pass back through the generator follows. Weights are in units of the two gradients' norms, so a floor
-needs no tuning to the score's scale.
+The gradients of score and faithfulness are known with respect to the *image*, where they cost little; a constraint
+weighs them there and one pass back through the generator follows. Weights are in units of the two gradients' norms, so
+a floor needs no tuning to the score's scale.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
 from lso_lightning.objectives import Views
-from lso_lightning.optimization.base import LatentSearch, MicroBatch, one_per_image
+from lso_lightning.optimization.base import LatentSearch
 from lso_lightning.optimization.constraints import AugmentedLagrangian, Constraint
+from lso_lightning.optimization.evaluation import MicroBatch, one_per_image
 from lso_lightning.spaces import SearchSpace
 
 
@@ -93,7 +94,7 @@ class GradientSearch(LatentSearch):
     def configure_optimizers(self) -> Any:
         if not _row_by_row(self.make_optimizer):
             raise UserError(
-                "model.optimizer mixes the numbers of a row or different rows; a search needs an element-wise one such as"
+                "model.optimizer mixes the numbers of a row or of several; a search needs an element-wise one such as"
                 " torch.optim.Adam, torch.optim.SGD or torch.optim.RMSprop"
             )
         optimizer = self.make_optimizer([self.table.z])
@@ -111,27 +112,28 @@ class GradientSearch(LatentSearch):
             score, merit = self._merit(images, batch)
             (direction,) = torch.autograd.grad(merit.sum(), images)
             faithfulness: Tensor | None = None
-            if self.faithfulness is not None:
-                faithfulness = one_per_image("faithfulness", self.faithfulness(images, batch.starts), images)
+            if self.measures.faithfulness is not None and self.floor is not None:
+                faithfulness = one_per_image("faithfulness", self.measures.faithfulness(images, batch.starts), images)
                 (faith_grad,) = torch.autograd.grad(faithfulness.sum(), images)
                 faithfulness = faithfulness.detach()
                 weight = self.constraint.weight(batch.rows, faithfulness - self.floor, direction, faith_grad)
                 direction = direction + weight[:, None, None, None] * faith_grad
-        (gradient,) = torch.autograd.grad(decoded, z, direction)
-        learned[batch.rows] = gradient
-        self._measure(values, batch, images.detach(), began, score, faithfulness, merit.detach())
+        (learned[batch.rows],) = torch.autograd.grad(decoded, z, direction)
+        with torch.autocast(self.device.type, enabled=False):
+            known = {"score": score, "faithfulness": faithfulness, "merit": merit.detach()}
+            values[batch.rows] = self.measures.values(images.detach(), batch.starts, began, **known)
         return decoded
 
     def _merit(self, images: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Score ``(b,)`` of the images as they are, and what is climbed ``(b,)``: views, target and regulariser in it."""
+        """Score ``(b,)`` of the images as they are, and what is climbed ``(b,)``, with views, target, regulariser."""
         if self.views is None:
-            scores = one_per_image("objective", self.objective(images), images)[None]
+            scores = self.measures.scores(images)[None]
             score = scores[0].detach()
         else:
             with torch.no_grad():
-                score = one_per_image("objective", self.objective(images), images)
+                score = self.measures.scores(images)
             views = self.views(images, batch.rows, self.seed, int(self.table.rounds))
-            scores = self.objective(views).unflatten(0, (-1, len(images)))
+            scores = self.measures.scores(views).unflatten(0, (-1, len(images)))
         if self.fixed_target is not None or self.gain is not None:
             missing = self.table.target[batch.rows] - scores
             scores = -self.softness * F.softplus(missing / self.softness)
@@ -164,7 +166,7 @@ class GradientSearch(LatentSearch):
         if self.floor is not None:
             self.constraint.update(values[:, 1] - self.floor, moving)
         if (scheduler := self.lr_schedulers()) is not None:
-            scheduler.step()  # type: ignore[union-attr,call-arg]
+            scheduler.step()  # type: ignore[union-attr]
 
     def extra_scalars(self) -> dict[str, Tensor]:
         return {} if self.floor is None else {"search/multiplier": self.constraint.multiplier.mean()}

@@ -58,7 +58,7 @@ class LatentTable(nn.Module):
             self.register_buffer(name, value)
 
     def feasible(self, faithfulness: Tensor) -> Tensor:
-        """Which faithfulness values ``(n,)`` satisfy the floor (NaN: a search without faithfulness, always feasible)."""
+        """Which faithfulness values ``(n,)`` satisfy the floor; all of them where there is none."""
         return torch.ones_like(faithfulness, dtype=torch.bool) if self.floor is None else faithfulness >= self.floor
 
     @torch.no_grad()

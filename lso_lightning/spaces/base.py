@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
 from lso_lightning.spaces.density import GaussianDensity
+from lso_lightning.weights import weights_id
 
 
 class SearchSpace(nn.Module):
@@ -54,6 +55,10 @@ class SearchSpace(nn.Module):
     def decode(self, z: Tensor, context: dict[str, Tensor]) -> Tensor:
         """``z (b, dim)`` -> images ``(b, 3, h, w)`` on the 8-bit grid of [0, 1], differentiable in z."""
         raise NotImplementedError
+
+    def weights_id(self) -> str:
+        """A name for the generator's weights: a search that goes on with others would be another search."""
+        return weights_id({k: v for k, v in self.state_dict().items() if not k.startswith("density.")})
 
     def project(self, z: Tensor) -> Tensor:
         """Nearest valid point of each ``z (b, dim)``, in the density's metric; without one every point is valid."""

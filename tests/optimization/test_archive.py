@@ -23,7 +23,8 @@ def record(index: int, rows: int = 2) -> dict[str, object]:
 
 
 def picture(index: int, row: int) -> torch.Tensor:
-    return torch.randint(0, 256, (3, 18, 17), generator=torch.Generator().manual_seed(100 * index + row)).to(torch.uint8)
+    generator = torch.Generator().manual_seed(100 * index + row)
+    return torch.randint(0, 256, (3, 18, 17), generator=generator).to(torch.uint8)
 
 
 def fill(archive: Archive, rounds: range) -> None:

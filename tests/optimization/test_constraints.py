@@ -21,7 +21,8 @@ def climb(constraint: Constraint, steps: int, lr: float = 0.02) -> tuple[torch.T
         score_grad[:, :1] = unit
         faith_grad = -2 * x - 1e-6
         slack = 1 - x.square().sum((1, 2, 3)) - 0.5
-        direction = score_grad + constraint.weight(rows, slack, score_grad, faith_grad)[:, None, None, None] * faith_grad
+        weight = constraint.weight(rows, slack, score_grad, faith_grad)[:, None, None, None]
+        direction = score_grad + weight * faith_grad
         constraint.update(slack, active)
         x = x + lr * direction / unit
     return x[:, :, 0, 0], 0.5 - x.square().sum((1, 2, 3))

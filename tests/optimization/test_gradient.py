@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from lso_lightning.errors import UserError
 from lso_lightning.images import from_uint8
 from lso_lightning.optimization import GradientSearch
+from lso_lightning.spaces import GaussianDensity
 from tests.fits import same
 from tests.optimization.searches import checkpoint, outcome, pictures, records, search
 from tests.optimization.toys import Near, Red, ToySpace
@@ -75,7 +77,7 @@ def test_enough_is_enough(run: Path, tmp_path: Path) -> None:
     target += ["--model.optimizer=torch.optim.Adam", "--model.optimizer.lr=0.01"]
     search(run, *target, rounds=40)
     gains = best(run, "best_score") - best(run, "start_score")
-    assert (gains - 0.02).abs().max() < 0.01
+    assert (gains > 0.015).all()
     search(tmp_path / "far", rounds=40)
     assert (best(run, "best_faithfulness") > best(tmp_path / "far", "best_faithfulness") + 0.03).all()
 
@@ -106,13 +108,18 @@ def test_precondition_needs_and_uses_a_density(run: Path, tmp_path: Path, capsys
     density = {"class_path": "lso_lightning.spaces.GaussianDensity",
                "init_args": {"images": str(pictures(tmp_path / "reference", n=9)), "rank": 4}}  # fmt: skip
     space = json.dumps({"class_path": "tests.optimization.toys.ToySpace", "init_args": {"density": density}})
-    natural = [f"--model.space={space}", "--model.precondition=1", "--model.project=true"]
+    natural = [f"--model.space={space}", "--model.precondition=0.5"]
     search(run, *natural, rounds=6)
     assert (run / "density.safetensors").is_file()
     assert (best(run, "best_score") > best(run, "start_score")).all()
     search(tmp_path / "resumed", *natural, rounds=3)
     search(tmp_path / "resumed", *natural, "--ckpt_path=last", rounds=6)
     assert same(outcome(run), outcome(tmp_path / "resumed"))
+    search(tmp_path / "valid", *natural, "--model.project=true", rounds=6)
+    density = GaussianDensity("fitted before")
+    density.load_state_dict(load_file(tmp_path / "valid" / "density.safetensors"))
+    assert (density.square_distance(best(tmp_path / "valid", "z")).sqrt() <= density.radius() * 1.0001).all()
+    assert (density.square_distance(best(run, "z")).sqrt() > density.radius()).any()
 
 
 def test_patience_stops_rows_and_stopped_rows_stay(run: Path) -> None:
@@ -126,10 +133,10 @@ def test_patience_stops_rows_and_stopped_rows_stay(run: Path) -> None:
 
 
 def test_stopped_rows_are_restored(run: Path) -> None:
-    search(run, "--model.patience=1", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.weight_decay=0.5", rounds=2)
+    options = ["--model.patience=1", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.weight_decay=0.5"]
+    search(run, *options, rounds=2)
     halfway, done = best(run, "z").clone(), best(run, "done").clone()
-    search(run, "--model.patience=1", "--model.optimizer=torch.optim.AdamW", "--model.optimizer.weight_decay=0.5",
-           "--ckpt_path=last", rounds=8)  # fmt: skip
+    search(run, *options, "--ckpt_path=last", rounds=8)
     assert torch.equal(best(run, "z")[done], halfway[done])
 
 

@@ -21,8 +21,8 @@ OPTIONS = [
 DDP = ["--trainer.strategy=ddp_fork", "--trainer.devices=2"]
 
 
-def in_child(run: Path, *more: str, rounds: int, delay: float | None = None) -> int:
-    """Search in a forked process, killed after `delay` seconds; returns its exit status."""
+def in_child(run: Path, *more: str, rounds: int, log: Path | None = None, calls: int = 0, delay: float = 0.0) -> int:
+    """Search in a forked process; killed `delay` seconds after it called the objective `calls` times. Exit status."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -33,29 +33,33 @@ def in_child(run: Path, *more: str, rounds: int, delay: float | None = None) -> 
             code = 0
         finally:
             os._exit(code)
-    if delay is not None:
+    if log is not None:
+        limit = count(log) + calls
+        while count(log) < limit and os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            time.sleep(0.0005)
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def count(log: Path) -> int:
+    """Lines of a file that may not exist yet."""
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
 def test_sigkill_at_random_instants(run: Path, tmp_path: Path) -> None:
-    rounds, calls = 60, tmp_path / "calls"
-    began = time.monotonic()
+    rounds, log, moments, kills, status = 60, tmp_path / "calls", random.Random(0), 0, -1
     assert in_child(tmp_path / "straight", *OPTIONS, rounds=rounds) == 0
-    took = time.monotonic() - began
-    moments, kills = random.Random(0), 0
-    for _ in range(40):
-        # mostly within the first half, so that several kills fit before the end; never so long that it cannot be killed
-        status = in_child(run, *OPTIONS, f"--model.objective.log={calls}", "--ckpt_path=last", rounds=rounds,
-                          delay=moments.uniform(0.3, 0.7) * took)  # fmt: skip
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL
-        kills += 1
-    assert status == 0 and kills >= 2, "the machine was too fast or too slow for this test's delays"
+    while status != 0:
+        # by the search's own progress, so that neither a fast nor a slow machine can outrun the test
+        status = in_child(run, *OPTIONS, f"--model.objective.log={log}", "--ckpt_path=last", rounds=rounds, log=log,
+                          calls=moments.randint(1, 30), delay=moments.uniform(0, 0.01))  # fmt: skip
+        assert status in (0, -signal.SIGKILL)
+        kills += status != 0
+        assert kills < 100, "no progress between kills"
+    assert kills >= 3
     assert same(outcome(run), outcome(tmp_path / "straight"))
-    scored = sum(int(line) for line in calls.read_text().splitlines())
+    scored = sum(int(line) for line in log.read_text().splitlines())
     queries = int(checkpoint(run)["state_dict"]["table.queries"])
     # what a kill costs at most: one round in flight, and the starts if it came before the first checkpoint
     assert queries <= scored <= queries + kills * 2 * 7
@@ -125,7 +129,7 @@ def test_a_rank_that_fails_ends_the_run(run: Path, tmp_path: Path) -> None:
     search(tmp_path / "one", rounds=3)
     limit = float(checkpoint(tmp_path / "one")["state_dict"]["table.start_score"].max()) + 0.01
     began = time.monotonic()
-    with pytest.raises(Exception, match="the scorer broke|another rank failed"):
+    with pytest.raises(Exception, match=r"the scorer broke|another rank failed"):
         search(run, *DDP, f"--model.objective.die_above={limit}", rounds=30)
     assert time.monotonic() - began < 60
 
@@ -149,7 +153,9 @@ def test_what_must_not_change_on_resume(
     assert same(outcome(run), before)
 
 
-def test_a_checkpoint_of_something_else_is_refused(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_of_something_else_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tests.fits import fit
 
     fit(tmp_path / "training", "--trainer.max_epochs=1")
