@@ -13,6 +13,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datamodules.typicality import Typicality
 from lso_lightning.errors import UserError
 from lso_lightning.images import MIN_SIDE, SUFFIXES, from_uint8, read_image
 
@@ -103,6 +104,7 @@ class StartImages(LightningDataModule):
         score_range: ``[min, max)``: only start images with a score in it (say, faces that do not smile yet).
         keys: only these file names, in this order; a name given twice is one row.
         count: at most so many rows, the first ones by file name.
+        like: folder of pictures of the kind expected; a start image unlike them (say, no face at all) is refused.
 
     Raises:
         UserError: missing source, no matching image, an unknown key, a picture that cannot be read.
@@ -117,6 +119,7 @@ class StartImages(LightningDataModule):
         score_range: tuple[float, float] | None = None,
         keys: list[str] | None = None,
         count: int | None = None,
+        like: str | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("size", size, MIN_SIDE), ("batch_size", batch_size, 1), ("count", count, 1)):
@@ -127,7 +130,7 @@ class StartImages(LightningDataModule):
         if keys is not None and not keys:
             raise UserError("data.keys: an empty list; name the pictures, or leave it out for all of them")
         self.source, self.size, self.batch_size = Path(source).expanduser(), size, batch_size
-        self.scores_file, self.score_range, self.only, self.count = scores, score_range, keys, count
+        self.scores_file, self.score_range, self.only, self.count, self.like = scores, score_range, keys, count, like
         self.keys: list[str] = []  #: file name of each row
         self._pixels: Tensor = torch.empty(0)  # (n, 3, size, size) uint8
 
@@ -138,6 +141,19 @@ class StartImages(LightningDataModule):
         rows = self._select()
         self.keys = [key for key, _ in rows]
         self._pixels = torch.stack([image for _, image in rows])
+        if self.like is not None:
+            self._refuse_strangers(Typicality(self.like, self.size))
+
+    def _refuse_strangers(self, typicality: Typicality) -> None:
+        """Raise if any start image is stranger than the strangest reference picture."""
+        strangeness = typicality.strangeness(from_uint8(self._pixels)).tolist()
+        strange = [(key, s) for key, s in zip(self.keys, strangeness, strict=True) if s > 1]
+        if strange:
+            named = ", ".join(f"{key} ({s:.2f})" for key, s in strange[:5])
+            raise UserError(
+                f"{len(strange)} of {len(self.keys)} start images look unlike the {typicality.count} pictures of"
+                f" {self.like}: {named}, where 1 is the strangest of those. Remove them, or leave out data.like"
+            )
 
     def _select(self) -> list[tuple[str, Tensor]]:
         source = self.source

@@ -15,6 +15,7 @@ def edit(
     faithfulness: str = "lso_lightning.objectives.StructuralSimilarity",
     floor: float = 0.8,
     judge: str | None = None,
+    like: str | None = None,
     out: Path = Path("runs/edit"),
     size: int = 256,
     rounds: int = 30,
@@ -32,6 +33,7 @@ def edit(
         faithfulness: class of the similarity to the start image, (images, starts) to (b,).
         floor: least faithfulness of the result, in its unit.
         judge: class of a second score, only measured.
+        like: folder of pictures of the kind expected; a photo unlike them is refused.
         out: run folder; the result is its edited.png.
         size: side of the result in pixels.
         rounds: gradient steps.
@@ -55,11 +57,14 @@ def edit(
         f"--model.init_args.objective={objective}",
         f"--model.init_args.faithfulness={faithfulness}",
         f"--model.init_args.floor={floor}",
+        f"--model.init_args.space.init_args.keep_detail={str(keep_detail).lower()}",
+        f"--model.init_args.views.init_args.count={views}",
         f"--trainer.max_epochs={rounds}",
         f"--trainer.default_root_dir={out}",
     ]
-    if judge is not None:
-        arguments.append(f"--model.init_args.judge={judge}")
+    optional = {"model.init_args.judge": judge, "model.init_args.target": target, "model.init_args.gain": gain,
+                "data.init_args.like": like}  # fmt: skip
+    arguments += [f"--{name}={value}" for name, value in optional.items() if value is not None]
     main(arguments)
     rows = read_run(out)
     decode_missing(out, rows)

@@ -48,7 +48,7 @@ def count(log: Path) -> int:
 
 
 def test_sigkill_at_random_instants(run: Path, tmp_path: Path) -> None:
-    rounds, log, moments, kills, status = 60, tmp_path / "calls", random.Random(0), 0, -1
+    rounds, log, moments, kills, status = 24, tmp_path / "calls", random.Random(0), 0, -1
     assert in_child(tmp_path / "straight", *OPTIONS, rounds=rounds) == 0
     while status != 0:
         # by the search's own progress, so that neither a fast nor a slow machine can outrun the test

@@ -1,0 +1,111 @@
+"""Is a picture of the kind expected? A coarse test, without a network, that catches a beach among portraits."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lso_lightning.errors import UserError
+from lso_lightning.images import SUFFIXES, from_uint8, read_image
+
+_SIDE = 64  # pixels at which pictures are compared, at most
+_FEWEST = 32  # pictures that can say what is usual
+_EDGE_DIRECTIONS, _SHAPE_DIRECTIONS = 16, 32  # found on aligned photos of faces: few for edges, which vary more
+_MARGIN = torch.tensor([1.015, 1.05])  # over the strangest reference picture; edges are on a log scale
+
+
+class _Subspace(NamedTuple):
+    """Probabilistic PCA of features (Tipping, Bishop 1999): mean, directions, their variances, noise."""
+
+    mean: Tensor
+    directions: Tensor
+    variances: Tensor
+    noise: Tensor
+
+    def distance(self, features: Tensor, inside: bool) -> Tensor:
+        """Log Mahalanobis distance ``(b,)``, or with ``inside=False`` the squared rest outside the directions."""
+        centred = features - self.mean
+        along = centred @ self.directions.T
+        rest = (centred - along @ self.directions).square().sum(1)
+        return ((along.square() / self.variances).sum(1) + rest / self.noise).log() if inside else rest
+
+
+class Typicality:
+    """How unlike reference pictures a picture is, by its edges and by its coarse shape.
+
+    Edges: histograms of gradient directions (Dalal, Triggs 2005) by Mahalanobis distance. Shape: the share of a
+    thumbnail's contrast outside the main directions of the reference (eigenfaces, Turk, Pentland 1991).
+
+    Args:
+        folder: pictures of the kind expected, aligned alike (faces cropped the same way).
+        size: side in pixels of the pictures to be judged, which limits the detail that can be compared.
+
+    Raises:
+        UserError: no such folder, or fewer than 32 pictures in it.
+    """
+
+    def __init__(self, folder: str, size: int = _SIDE) -> None:
+        path = Path(folder).expanduser()
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
+        if len(files) < _FEWEST:
+            raise UserError(f"data.like {path}: a folder of at least {_FEWEST} pictures is needed (found {len(files)})")
+        images = from_uint8(torch.stack([read_image(f, min(size, _SIDE) // 8 * 8) for f in files]))
+        self.count = len(files)
+        self.contrast = float(_thumbnails(images).norm(dim=1).median())
+        # each half is judged by the other: no picture vouches for itself
+        even = torch.arange(len(images)) % 2 == 0
+        held_out = torch.cat([_distances(images[a], *_fit(images[b])) for a, b in ((even, ~even), (~even, even))], 1)
+        self.limits = held_out.amax(1) * _MARGIN
+        self.parts = _fit(images)
+
+    def strangeness(self, images: Tensor) -> Tensor:
+        """Of images ``(b, 3, h, w)`` in [0, 1]: up to 1 as strange as the reference pictures, above 1 stranger."""
+        found = (_distances(images, *self.parts) / self.limits[:, None]).amax(0)
+        flat = _thumbnails(images).norm(dim=1) < 0.1 * self.contrast
+        return torch.where(flat, torch.full_like(found, torch.inf), found)
+
+
+def _fit(images: Tensor) -> tuple[_Subspace, _Subspace]:
+    return _subspace(_edges(images), _EDGE_DIRECTIONS), _subspace(_shapes(images), _SHAPE_DIRECTIONS)
+
+
+def _distances(images: Tensor, edges: _Subspace, shapes: _Subspace) -> Tensor:
+    return torch.stack([edges.distance(_edges(images), True), shapes.distance(_shapes(images), False)])
+
+
+def _subspace(features: Tensor, directions: int) -> _Subspace:
+    mean = features.mean(0)
+    _, s, v = torch.linalg.svd(features - mean, full_matrices=False)
+    k = min(directions, len(features) // 4)
+    spectrum = s.square() / len(features)
+    return _Subspace(mean, v[:k], spectrum[:k].clamp_min(1e-9), spectrum[k:].sum().clamp_min(1e-9) / (v.shape[1] - k))
+
+
+def _thumbnails(images: Tensor) -> Tensor:
+    small = F.interpolate(images, (16, 16), mode="area").flatten(1)
+    return small - small.mean(1, keepdim=True)
+
+
+def _shapes(images: Tensor) -> Tensor:
+    return F.normalize(_thumbnails(images), dim=1)
+
+
+def _edges(images: Tensor) -> Tensor:
+    """Six gradient directions in 8 x 8 cells, each cell at unit contrast: ``(b, 384)``."""
+    side = min(images.shape[-1], _SIDE) // 8 * 8
+    gray = F.interpolate(images, (side, side), mode="area").mean(1, keepdim=True)
+    dx = F.pad(gray[..., :, 2:] - gray[..., :, :-2], (1, 1))
+    dy = F.pad(gray[..., 2:, :] - gray[..., :-2, :], (0, 0, 1, 1))
+    angle, strength = torch.atan2(dy, dx), (dx.square() + dy.square()).sqrt()
+    step, half = math.pi / 6, math.pi / 2
+    bins = [
+        strength * (1 - ((angle - i * step + half).remainder(math.pi) - half).abs() / step).clamp_min(0)
+        for i in range(6)
+    ]
+    cells = F.avg_pool2d(torch.cat(bins, 1), side // 8)
+    return (cells / (cells.norm(dim=1, keepdim=True) + 0.02)).flatten(1)
