@@ -72,11 +72,20 @@ class Parser(LightningArgumentParser):
             if section:
                 message += f" Known here: {', '.join(names)}."
         if self.exit_on_error:
-            print(
-                f"lso: error: {message}\nall options: {parser.prog.replace(' [options]', '')} --help", file=sys.stderr
-            )
+            usage = f"{parser.prog.replace(' [options]', '')} --help"
+            print(f"lso: error: {_without_the_config(message)}\nall options: {usage}", file=sys.stderr)
             raise SystemExit(2)
         super().error(message, ex)
+
+
+def _without_the_config(message: str) -> str:
+    """What was wrong on one line, without the types that were tried and the whole configuration."""
+    lines = re.sub(r"\n\s*Given value( type)?: [^\n]*", "", message).split("\n")
+    noise = re.compile(
+        r"\s*(- )?(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:"
+        r"|Expected a <class 'NoneType'>|Expected a path but \S+ either not accessible or invalid)$"
+    )
+    return " ".join(line.strip().removeprefix("- ") for line in lines if not noise.match(line))
 
 
 class RunCLI(LightningCLI):

@@ -49,7 +49,7 @@ def read_run(run: Path) -> list[Row]:
 
     checkpoint = AtomicCheckpointIO().load_checkpoint(path, map_location=torch.device("cpu"))
     table = {k.removeprefix("table."): v for k, v in checkpoint["state_dict"].items() if k.startswith("table.")}
-    keys, best_rounds = checkpoint["search"]["keys"], table["best_round"].tolist()
+    keys, best_rounds = checkpoint["search"]["start images"], table["best_round"].tolist()
     values = {
         (record["round"], row): {name: record[name][i] for name in MEASURES}
         for record in records
@@ -88,7 +88,7 @@ def decode_missing(run: Path, rows: list[Row]) -> None:
     parser.add_argument("--space", type=SearchSpace)
     space = parser.instantiate(parser.parse_object({"space": config["model"]["init_args"]["space"]})).space
     checkpoint = AtomicCheckpointIO().load_checkpoint(run / "checkpoints" / "last.ckpt", torch.device("cpu"))
-    space.configure(checkpoint["search"]["size"])
+    space.configure(checkpoint["search"]["image size"])
     for row in missing:
         assert row.before is not None
         starts, index = from_uint8(row.before[None]), torch.tensor([row.row])

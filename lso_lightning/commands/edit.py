@@ -10,13 +10,13 @@ from lso_lightning.images import encode_png
 
 def edit(
     photo: Path,
-    autoencoder: str,
-    objective: str,
+    autoencoder: str | None = None,
+    objective: str | None = None,
     faithfulness: str = "lso_lightning.objectives.StructuralSimilarity",
     floor: float = 0.8,
     judge: str | None = None,
     like: str | None = None,
-    out: Path = Path("runs/edit"),
+    out: Path | None = None,
     size: int = 256,
     rounds: int = 30,
     target: float | None = None,
@@ -28,13 +28,13 @@ def edit(
 
     Args:
         photo: the picture; cropped to a centred square.
-        autoencoder: diffusers folder of an AutoencoderKL or AutoencoderTiny, or a pipeline folder with vae/.
-        objective: class of the score, images (b, 3, h, w) in [0, 1] to (b,): package.module.Class or file.py:Class.
+        autoencoder: required; diffusers folder of an AutoencoderKL or AutoencoderTiny, or a pipeline folder with vae/.
+        objective: required; class of the score, images (b, 3, h, w) in [0, 1] to (b,): package.Class or file.py:Class.
         faithfulness: class of the similarity to the start image, (images, starts) to (b,).
         floor: least faithfulness of the result, in its unit.
         judge: class of a second score, only measured.
         like: folder of pictures of the kind expected; a photo unlike them is refused.
-        out: run folder; the result is its edited.png.
+        out: run folder; the result is its edited.png. Default: runs/edit-NAME.
         size: side of the result in pixels.
         rounds: gradient steps.
         target: score that is enough; later steps make the picture more faithful.
@@ -44,6 +44,14 @@ def edit(
     """
     if not photo.is_file():
         raise UserError(f"{photo}: no such picture")
+    if autoencoder is None or objective is None:
+        raise UserError(
+            "edit: --autoencoder DIR (a diffusers folder) and --objective CLASS (file.py:Class) are needed; the picture"
+            " is searched in the latents of the one for a higher score of the other"
+        )
+    out = out or Path("runs") / f"edit-{photo.stem}"
+    if (out / "checkpoints").exists():
+        raise UserError(f"{out} holds an edit already: choose another folder with --out, or remove it")
     from lso_lightning.__main__ import main
     from lso_lightning.commands.render import summary
     from lso_lightning.results import decode_missing, read_run

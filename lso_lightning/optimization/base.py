@@ -18,6 +18,7 @@ from lso_lightning.optimization.archive import Archive, stored_images
 from lso_lightning.optimization.evaluation import Measures, MicroBatch
 from lso_lightning.optimization.table import VALUES, LatentTable
 from lso_lightning.spaces import SearchSpace
+from lso_lightning.weights import weights_id
 
 _STORED = ("table.", "constraint.")  # frozen networks stay out of checkpoints: gigabytes that never change
 
@@ -90,7 +91,8 @@ class LatentSearch(LightningModule):
             raise UserError("a search has no loss scaling: take --trainer.precision bf16-mixed instead of 16")
         self.data = data
         self.space.configure(data.size)
-        self._space_id = self.space.weights_id()
+        modules = {"space": self.space, "objective": self.measures.objective, "faithfulness": self.measures.faithfulness}
+        self._names = {name: _name(module) for name, module in modules.items()}
         self.table = LatentTable(len(data.keys), self.space.dim, self.floor)
 
     def on_fit_start(self) -> None:
@@ -297,24 +299,37 @@ class LatentSearch(LightningModule):
         checkpoint["search"] = self._identity()
 
     def _identity(self) -> dict[str, Any]:
-        """What makes this search this search: a resume must not change it."""
+        """What makes this search this search: a resume must not change it (docs/resume.md)."""
         data = self.data
-        return {"keys": list(data.keys), "size": data.size, "batch": data.batch_size, "space": self._space_id}
+        return {
+            "start images": list(data.keys), "image size": data.size, "micro-batch": data.batch_size,
+            "search space": self._names["space"], "objective": self._names["objective"],
+            "faithfulness": self._names["faithfulness"], "floor": self.floor, "target": self.fixed_target,
+            "gain": self.gain, "seed": self.seed,
+        }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint.get("search")
         if stored is None:
             raise UserError("this checkpoint holds no search: --ckpt_path must name one of this run's own checkpoints")
         now = self._identity()
-        words = {"keys": "start images", "size": "image size", "batch": "micro-batch", "space": "generator weights"}
-        for name, word in words.items():
-            if stored[name] != now[name]:
-                before, after = _brief(stored[name]), _brief(now[name])
-                raise UserError(f"resume: the checkpoint has other {word} ({before}, now {after}); start a new run")
+        for name, value in now.items():
+            if stored.get(name) != value:
+                before = _brief(stored.get(name))
+                after = _brief(value)
+                raise UserError(f"resume: the checkpoint has another {name} ({before}, now {after}); start a new run")
         shape, needed = tuple(checkpoint["state_dict"]["table.z"].shape), tuple(self.table.z.shape)
         if shape != needed:
             raise UserError(f"resume: the checkpoint's latents are {shape}, this search space needs {needed}")
         self._resumed = True
+
+
+def _name(module: nn.Module | None) -> str | None:
+    """Class and weights of a network."""
+    if module is None:
+        return None
+    weights = module.weights_id() if isinstance(module, SearchSpace) else weights_id(module.state_dict())
+    return f"{type(module).__qualname__} {weights}"
 
 
 def _brief(value: Any) -> str:

@@ -137,9 +137,13 @@ def test_a_rank_that_fails_ends_the_run(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("--data.count=3", "start images"),
+        ("--data.count=3", "start images (7 rows"),
         ("--data.size=32", "image size"),
         ("--data.batch_size=3", "micro-batch"),
+        ("--model.objective=tests.factories.Brightness", "objective (Red"),
+        ("--model.floor=0.8", "floor"),
+        ("--model.gain=1", "gain"),
+        ("--model.seed=5", "seed"),
     ],
 )
 def test_what_must_not_change_on_resume(
