@@ -91,8 +91,8 @@ class LatentSearch(LightningModule):
             raise UserError("a search has no loss scaling: take --trainer.precision bf16-mixed instead of 16")
         self.data = data
         self.space.configure(data.size)
-        modules = {"space": self.space, "objective": self.measures.objective, "faithfulness": self.measures.faithfulness}
-        self._names = {name: _name(module) for name, module in modules.items()}
+        networks = {"space": self.space, **self.measures._modules}
+        self._names = {name: _name(networks[name]) for name in ("space", "objective", "faithfulness")}
         self.table = LatentTable(len(data.keys), self.space.dim, self.floor)
 
     def on_fit_start(self) -> None:
