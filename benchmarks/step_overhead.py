@@ -67,7 +67,7 @@ def main() -> None:
             f"--model.space.init_args.generator.init_args.folder={args.real / 'taesd'}",
             f"--model.objective={args.real / 'faces.py'}:SmileScore",
             f"--model.faithfulness={args.real / 'faces.py'}:IdentityProxy", "--model.floor=0.85",
-            f"--trainer.max_epochs={args.rounds + 2}", f"--trainer.default_root_dir={folder}/run",
+            "--model.views=null", f"--trainer.max_epochs={args.rounds + 2}", f"--trainer.default_root_dir={folder}/run",
             "--trainer.callbacks+=benchmarks.step_overhead.BareLoop",
         ])  # fmt: skip
     from benchmarks.step_overhead import BareLoop as Counted  # the class that Lightning made, not __main__'s
