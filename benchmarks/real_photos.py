@@ -56,17 +56,23 @@ def recipe(real: Path, task: str) -> list[str]:
         },
     }  # fmt: skip
     faces = real / "faces.py"
-    both = [f"--model.space={json.dumps(space)}", "--model.precondition=0.5"]
+    first_step = {
+        "class_path": "lso_lightning.spaces.PoolDirection",
+        "init_args": {"images": str(real / "photos"), "share": 0.2, "strength": 2.0},
+    }
+    both = [
+        f"--model.space={json.dumps(space)}", f"--model.first_step={json.dumps(first_step)}",
+        "--model.precondition=0.5", "--model.regularizer=lso_lightning.objectives.StructuralSimilarity",
+    ]  # fmt: skip
     if task == "smile":
         return [
-            *both, f"--model.objective={faces}:SmileScore", "--model.target=30", "--model.softness=4",
-            f"--model.faithfulness={faces}:IdentityProxy", "--model.floor=0.8",
-            "--model.regularizer=lso_lightning.objectives.StructuralSimilarity", "--model.regularizer_weight=40",
+            *both, f"--model.objective={faces}:SmileScore", "--model.target=25", "--model.softness=4",
+            "--model.regularizer_weight=120", f"--model.faithfulness={faces}:IdentityProxy", "--model.floor=0.8",
         ]  # fmt: skip
     # identity by the age network's own features would forbid what is asked for, so here it is only measured
     return [
-        *both, f"--model.objective={faces}:AgeScore", f"--model.gain={YEARS}", "--model.softness=2",
-        "--model.regularizer=lso_lightning.objectives.StructuralSimilarity", "--model.regularizer_weight=40",
+        *both, f"--model.objective={faces}:AgeScore", f"--model.gain={YEARS}", "--model.softness=1",
+        "--model.regularizer_weight=60",
     ]  # fmt: skip
 
 
@@ -115,7 +121,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/real"), help="run folder")
     parser.add_argument("--task", choices=("smile", "older"), default="smile")
     parser.add_argument("--count", type=int, default=64, help="photos")
-    parser.add_argument("--rounds", type=int, default=24, help="gradient steps")
+    parser.add_argument("--rounds", type=int, default=12, help="gradient steps")
     parser.add_argument("--judge", help="held-out scorer B, file.py:Class; above 0 it says happy; only measured")
     parser.add_argument("--identity", help="held-out identity network, file.py:Class; only measured")
     args = parser.parse_args()

@@ -23,6 +23,7 @@ from lso_lightning.errors import UserError
 from lso_lightning.images import encode_png, read_image
 
 ROUNDS = "rounds.jsonl"
+NOTHING, POOL, START = -3, -2, -1  # before any round; the reference pool, the start images: rounds of their own
 _END = bytes(1024)  # a tar ends in two empty blocks; the next round is written over them
 COLUMNS = (
     "query", "round", "row", "start_key", "score", "judge", "faithfulness", "measured_identity", "feasible",
@@ -43,7 +44,7 @@ class Archive:
         self.folder, self.rank, self.part_bytes = folder, rank, part_bytes
 
     def open(self, rounds: int) -> None:
-        """Keep rounds below `rounds` (and the starts, round -1, if `rounds` >= 0); rank 0 only, before anyone writes.
+        """Keep rounds below `rounds` (`NOTHING`: none at all); rank 0 only, before anyone writes.
 
         More than the one round that was in flight is set aside in ``superseded-K`` rather than dropped: somebody went
         back to an older checkpoint on purpose.
@@ -76,7 +77,7 @@ class Archive:
         """Append pictures of one round.
 
         Args:
-            index: the round; -1 for the start images.
+            index: the round; `START` for the start images.
             rows: their rows.
             images: uint8 ``(len(rows), 3, h, w)``.
         """
@@ -195,7 +196,7 @@ def _end_of(path: Path, rounds: int) -> int:
             except tarfile.HeaderError:
                 return offset
             end = offset + 512 + -(-info.size // 512) * 512
-            index = -1 if info.name.startswith("start-") else int(info.name.split("-")[0])
+            index = START if info.name.startswith("start-") else int(info.name.split("-")[0])
             if end > size or index >= rounds:
                 return offset
             offset = end

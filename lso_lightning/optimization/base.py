@@ -8,16 +8,16 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lso_lightning.distributed import barrier, broadcast_from_zero, is_distributed, sum_over_ranks
+from lso_lightning.distributed import barrier, is_distributed, on_rank_zero, sum_over_ranks
 from lso_lightning.errors import UserError
 from lso_lightning.images import to_uint8
-from lso_lightning.optimization.archive import Archive, stored_images
+from lso_lightning.optimization.archive import NOTHING, START, Archive, stored_images
 from lso_lightning.optimization.evaluation import Measures, MicroBatch
+from lso_lightning.optimization.preparation import fit_on_pool
 from lso_lightning.optimization.table import VALUES, LatentTable
-from lso_lightning.spaces import SearchSpace
+from lso_lightning.spaces import PoolDirection, SearchSpace
 from lso_lightning.weights import weights_id
 
 _STORED = ("table.", "constraint.")  # frozen networks stay out of checkpoints: gigabytes that never change
@@ -41,6 +41,7 @@ class LatentSearch(LightningModule):
         images: which pictures the archive keeps: `all`, `improved` (a row's new best) or a number k (every k rounds).
         patience: a row stops after so many rounds without improvement; None: never.
         seed: of all randomness of the search.
+        first_step: where rows begin, from their encodings: towards high-scoring pictures of a pool; None: nowhere.
     """
 
     automatic_optimization = False
@@ -60,9 +61,11 @@ class LatentSearch(LightningModule):
         images: Literal["all", "improved"] | int = "improved",
         patience: int | None = None,
         seed: int = 0,
+        first_step: PoolDirection | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        self.first_step = first_step
         if (faithfulness is None) != (floor is None):
             raise UserError("model.faithfulness and model.floor belong together: give both or neither")
         if target is not None and gain is not None:
@@ -91,17 +94,15 @@ class LatentSearch(LightningModule):
             raise UserError("a search has no loss scaling: take --trainer.precision bf16-mixed instead of 16")
         self.data = data
         self.space.configure(data.size)
-        networks = {"space": self.space, **self.measures._modules}
-        self._names = {name: _name(networks[name]) for name in ("space", "objective", "faithfulness")}
+        measures = {name: getattr(self.measures, name) for name in ("objective", "faithfulness")}
+        self._names = {name: _name(module) for name, module in {"space": self.space, **measures}.items()}
         self.table = LatentTable(len(data.keys), self.space.dim, self.floor)
 
     def on_fit_start(self) -> None:
         run = Path(self.trainer.default_root_dir)
         self.archive = Archive(run / "archive", self.global_rank)
-        if self.global_rank == 0:
-            self.archive.open(int(self.table.rounds) if self._resumed else -1)
-        barrier()
-        self._fit_density(run / "density.safetensors")
+        on_rank_zero(lambda: self.archive.open(int(self.table.rounds) if self._resumed else NOTHING))
+        step = fit_on_pool(self, run, fresh=not self._resumed)
         for rows in self.data.micro_batches(self.global_rank, self.trainer.world_size):
             rows = rows.to(self.device)
             starts = self.data.images(rows).to(self.device)
@@ -109,39 +110,25 @@ class LatentSearch(LightningModule):
         if self._resumed:
             self._reload_best_images()
         else:
-            self._begin()
-
-    def _fit_density(self, path: Path) -> None:
-        """Fit the space's density once per run, on rank 0; a resumed run reads what the first one fitted."""
-        density = self.space.density
-        if density is None:
-            return
-        if self.global_rank == 0 and not path.exists():
-            density.fit_images(self.space.encode, self.data.size, self.device)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_name(path.name + ".tmp")
-            save_file({k: v.cpu().contiguous() for k, v in density.state_dict().items()}, scratch)
-            scratch.replace(path)
-        barrier()
-        density.load_state_dict(load_file(path))
-        density.to(self.device)
-        if density.mean.numel() != self.space.dim:
-            found, expected = density.mean.numel(), self.space.dim
-            raise UserError(f"{path}: fitted in {found} dimensions, the search space has {expected}")
+            self._begin(step)
 
     @torch.no_grad()
-    def _begin(self) -> None:
-        """Encode and score the start images; they are round -1 of the archive and count as queries."""
+    def _begin(self, step: Tensor | None) -> None:
+        """Encode and score the start images; they are round -1 of the archive and count as queries.
+
+        Args:
+            step: ``(dim,)`` that every row begins with, from its encoding; None: it begins at its encoding.
+        """
         table = self.table
         z, values = torch.zeros_like(table.z), self.no_values()
         for batch in self._micro_batches:
             began = time.perf_counter()
             z[batch.rows] = self.space.encode(batch.starts)
             values[batch.rows] = self.measures.values(batch.starts, batch.starts, began)
-        table.z.copy_(broadcast_from_zero(sum_over_ranks(z)))
-        sum_over_ranks(values)
-        table.start_z.copy_(table.z)
+        table.start_z.copy_(sum_over_ranks(z))
+        table.z.copy_(table.start_z if step is None else table.start_z + step)
         table.best_z.copy_(table.z)
+        sum_over_ranks(values)
         table.start_score.copy_(values[:, 0])
         if bad := [self.data.keys[i] for i in (~values[:, 0].isfinite()).nonzero().flatten().tolist()]:
             raise UserError(f"the objective gives NaN for {len(bad)} start image(s): {', '.join(bad[:5])}")
@@ -149,11 +136,14 @@ class LatentSearch(LightningModule):
             table.target.copy_(values[:, 0] + self.gain)
         elif self.fixed_target is not None:
             table.target.fill_(self.fixed_target)
-        if self.global_rank == 0:
-            everyone = torch.arange(len(table.z))
-            self.archive.write_images(-1, everyone.tolist(), self.data.pixels())
-            self._write_record(-1, values, torch.ones(len(table.z), dtype=torch.bool))
+        everyone = torch.ones(len(table.z), dtype=torch.bool)
         table.queries += len(table.z)
+
+        def write() -> None:
+            self.archive.write_images(START, list(range(len(table.z))), self.data.pixels())
+            self._write_record(START, values, everyone)
+
+        on_rank_zero(write)
 
     def _reload_best_images(self) -> None:
         wanted = {
@@ -250,7 +240,7 @@ class LatentSearch(LightningModule):
         chosen = values.cpu()[rows]
         record: dict[str, Any] = {
             "round": index,
-            "first_query": int(self.table.queries) - (len(rows) if index >= 0 else 0),
+            "first_query": int(self.table.queries) - len(rows),
             "model_version": int(self.table.model_version),
             "row": rows,
             "start_key": [self.data.keys[row] for row in rows.tolist()],

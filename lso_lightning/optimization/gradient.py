@@ -15,7 +15,7 @@ from lso_lightning.objectives import Views
 from lso_lightning.optimization.base import LatentSearch
 from lso_lightning.optimization.constraints import AugmentedLagrangian, Constraint
 from lso_lightning.optimization.evaluation import MicroBatch, one_per_image
-from lso_lightning.spaces import SearchSpace
+from lso_lightning.spaces import PoolDirection, SearchSpace
 
 
 class GradientSearch(LatentSearch):
@@ -45,6 +45,7 @@ class GradientSearch(LatentSearch):
         images: which pictures the archive keeps: `all`, `improved` (a row's new best) or a number k (every k rounds).
         patience: a row stops after so many rounds without improvement; None: never.
         seed: of all randomness of the search.
+        first_step: where rows begin, from their encodings: towards high-scoring pictures of a pool; None: nowhere.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class GradientSearch(LatentSearch):
         images: Literal["all", "improved"] | int = "improved",
         patience: int | None = None,
         seed: int = 0,
+        first_step: PoolDirection | None = None,
     ) -> None:
         super().__init__(
-            space, objective, faithfulness, floor, target, gain, judge, measured_identity, images, patience, seed
-        )
+            space, objective, faithfulness, floor, target, gain, judge, measured_identity, images, patience, seed,
+            first_step,
+        )  # fmt: skip
         self.constraint = constraint or AugmentedLagrangian()
         self.make_optimizer, self.make_scheduler = optimizer, scheduler
         self.clip, self.unit_gradient, self.project, self.views = clip, unit_gradient, project, views

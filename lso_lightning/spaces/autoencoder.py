@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lso_lightning.generators import Autoencoder
@@ -37,6 +38,12 @@ class AutoencoderSpace(SearchSpace):
             return {}
         round_trip = self.generator.decode_raw(self.generator.encode(images))
         return {"detail": images - round_trip}
+
+    def neighbourhood(self, statistics: Tensor) -> Tensor:
+        """Average over the channels of a cell and its eight neighbours."""
+        cells = statistics.unflatten(0, self.shape).mean(0, keepdim=True)
+        around = F.avg_pool2d(F.pad(cells[None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
+        return around.expand(self.shape).flatten()
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

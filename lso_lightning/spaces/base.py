@@ -56,6 +56,10 @@ class SearchSpace(nn.Module):
         """``z (b, dim)`` -> images ``(b, 3, h, w)`` on the 8-bit grid of [0, 1], differentiable in z."""
         raise NotImplementedError
 
+    def neighbourhood(self, statistics: Tensor) -> Tensor:
+        """Average statistics ``(dim,)`` over the numbers of z that belong together; here: over all of them."""
+        return statistics.mean().expand_as(statistics)
+
     def weights_id(self) -> str:
         """A name for the generator's weights: a search that goes on with others would be another search."""
         return weights_id({k: v for k, v in self.state_dict().items() if not k.startswith("density.")})

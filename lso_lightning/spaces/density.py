@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
-from lso_lightning.images import SUFFIXES, from_uint8, read_image
 
 _FITTED = ("mean", "basis", "variances", "noise")
-_FEWEST = 8  # pictures; fewer say nothing about how pictures vary
 
 
 class GaussianDensity(nn.Module):
@@ -28,7 +25,6 @@ class GaussianDensity(nn.Module):
         rank: directions kept; fewer when there are fewer pictures, so that half of the encodings' directions tell the
             noise (with none left it would be 0, and every other picture infinitely far away).
         quantile: :meth:`project` keeps ``z`` inside the radius that holds this share of the density.
-        count: at most so many pictures, the first ones by file name.
 
     Raises:
         UserError: an argument out of range, or (in fitting) fewer than 8 pictures in the folder or all the same.
@@ -39,13 +35,11 @@ class GaussianDensity(nn.Module):
     variances: Tensor
     noise: Tensor
 
-    def __init__(self, images: str, rank: int = 128, quantile: float = 0.999, count: int | None = None) -> None:
+    def __init__(self, images: str, rank: int = 128, quantile: float = 0.999) -> None:
         super().__init__()
         if rank < 1 or not 0 < quantile < 1:
             raise UserError(f"density: rank {rank} and quantile {quantile}, expected rank >= 1 and 0 < quantile < 1")
-        if count is not None and count < _FEWEST:
-            raise UserError(f"density.count: {count}, expected at least {_FEWEST}")
-        self.folder, self.rank, self.quantile, self.count = Path(images).expanduser(), rank, quantile, count
+        self.folder, self.rank, self.quantile = Path(images).expanduser(), rank, quantile
         for name in _FITTED:
             self.register_buffer(name, torch.empty(0))
 
@@ -59,27 +53,6 @@ class GaussianDensity(nn.Module):
     @property
     def fitted(self) -> bool:
         return self.mean.numel() > 0
-
-    def fit_images(self, encode: Callable[[Tensor], Tensor], size: int, device: torch.device, batch: int = 8) -> None:
-        """Encode the folder's pictures (and their mirror images, which are as real) and fit.
-
-        Args:
-            encode: images ``(b, 3, size, size)`` -> ``z (b, dim)``.
-            size: pixels per side.
-            device: where the encoder is.
-            batch: pictures encoded at once.
-        """
-        if not self.folder.is_dir():
-            raise UserError(f"density.images {self.folder}: no such folder")
-        files = [p for p in sorted(self.folder.iterdir()) if p.suffix.lower() in SUFFIXES][: self.count]
-        if len(files) < _FEWEST:
-            raise UserError(f"density.images {self.folder}: {len(files)} pictures, expected at least {_FEWEST}")
-        codes = []
-        for i in range(0, len(files), batch):
-            images = from_uint8(torch.stack([read_image(f, size) for f in files[i : i + batch]])).to(device)
-            with torch.no_grad():
-                codes += [encode(images), encode(images.flip(-1))]
-        self.fit(torch.cat(codes))
 
     def fit(self, z: Tensor) -> None:
         """Maximum-likelihood fit on ``z (n, dim)``; what the kept directions miss is spread evenly as noise."""

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from lso_lightning.optimization.archive import COLUMNS, Archive
+from lso_lightning.optimization.archive import COLUMNS, NOTHING, Archive
 
 
 def record(index: int, rows: int = 2) -> dict[str, object]:
@@ -36,7 +36,7 @@ def fill(archive: Archive, rounds: range) -> None:
 @pytest.fixture
 def archive(tmp_path: Path) -> Archive:
     archive = Archive(tmp_path / "archive")
-    archive.open(-1)
+    archive.open(NOTHING)
     fill(archive, range(-1, 4))
     return archive
 
@@ -89,14 +89,14 @@ def test_going_back_sets_later_rounds_aside(archive: Archive) -> None:
 
 def test_a_fresh_start_drops_the_starts_of_a_run_that_never_saved(archive: Archive) -> None:
     archive.open(0)
-    archive.open(-1)
+    archive.open(NOTHING)
     assert archive.records() == []
     assert archive.images([(-1, 0)]) == {}
 
 
 def test_few_large_files(tmp_path: Path) -> None:
     archive = Archive(tmp_path, part_bytes=5000)
-    archive.open(-1)
+    archive.open(NOTHING)
     fill(archive, range(-1, 8))
     parts = sorted(tmp_path.glob("images-0000-*.tar"))
     assert 1 < len(parts) < 9

@@ -148,6 +148,22 @@ def test_rows_do_not_depend_on_each_other(run: Path, tmp_path: Path) -> None:
     assert torch.equal(best(run, "best_z")[:2], best(alone, "best_z"))
 
 
+def test_first_step_from_a_pool_counts_its_queries(run: Path, tmp_path: Path) -> None:
+    reference = pictures(tmp_path / "reference", n=20)
+    option = {"class_path": "lso_lightning.spaces.PoolDirection", "init_args": {"images": str(reference)}}
+    first = [f"--model.first_step={json.dumps(option)}"]
+    search(run, *first, rounds=2)
+    moves = best(run, "z") - best(run, "start_z")
+    table = pq.read_table(run / "queries.parquet").to_pydict()
+    assert table["query"] == list(range(20 + 7 * 3)) and int(best(run, "queries")) == 41
+    assert table["round"][:21] == [-2] * 20 + [-1] and table["row"][:20] == [-1] * 20
+    assert table["start_key"][0] == "00.png" and None not in table["score"]
+    assert moves.norm(dim=1).min() > 0.1
+    search(tmp_path / "ranks", *first, "--trainer.strategy=ddp_fork", "--trainer.devices=2", rounds=1)
+    search(tmp_path / "ranks", *first, "--ckpt_path=last", rounds=2)
+    assert same(outcome(run), outcome(tmp_path / "ranks"))
+
+
 @pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adamax", "Rprop"])
 def test_elementwise_optimisers(run: Path, name: str) -> None:
     search(run, f"--model.optimizer=torch.optim.{name}", "--model.optimizer.lr=0.01", rounds=2)
