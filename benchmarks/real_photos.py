@@ -58,7 +58,7 @@ def recipe(real: Path, task: str) -> list[str]:
     faces = real / "faces.py"
     first_step = {
         "class_path": "lso_lightning.spaces.PoolDirection",
-        "init_args": {"images": str(real / "photos"), "share": 0.2, "strength": 2.0},
+        "init_args": {"images": str(real / "photos"), "share": 0.2, "strength": 2.0 if task == "smile" else 0.7},
     }
     both = [
         f"--model.space={json.dumps(space)}", f"--model.first_step={json.dumps(first_step)}",
@@ -72,7 +72,7 @@ def recipe(real: Path, task: str) -> list[str]:
     # identity by the age network's own features would forbid what is asked for, so here it is only measured
     return [
         *both, f"--model.objective={faces}:AgeScore", f"--model.gain={YEARS}", "--model.softness=1",
-        "--model.regularizer_weight=60",
+        "--model.regularizer_weight=100",
     ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from lso_lightning.distributed import on_rank_zero
 from lso_lightning.images import encode_png, to_uint8
 
 _SLOW = 10.0  # seconds
@@ -18,13 +19,17 @@ _SLOW = 10.0  # seconds
 class CostPreview(Callback):
     """Prints seconds per round, total time, memory and archive size before a search starts.
 
-    It evaluates one micro-batch once or twice, which no archive and no budget records; leave this callback out where a
-    single call of the objective is expensive.
+    It evaluates the first micro-batch once or twice, which no archive and no budget records; leave this callback out
+    where a single call of the objective is expensive.
     """
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.is_global_zero or not hasattr(pl_module, "first_micro_batch"):
+        # a resumed search has told, and its progress knows better
+        if not hasattr(pl_module, "first_micro_batch") or trainer.current_epoch > 0:
             return
+        on_rank_zero(lambda: self._measure(trainer, pl_module))
+
+    def _measure(self, trainer: Any, pl_module: Any) -> None:
         batch, micro_batches = pl_module.first_micro_batch()
         if batch is None:
             return
@@ -38,16 +43,18 @@ class CostPreview(Callback):
             if seconds > _SLOW:
                 break
         per_round = seconds * micro_batches
-        rounds = max(0, (trainer.max_epochs or 0) - trainer.current_epoch)
+        limits = [limit for limit in (trainer.max_epochs, trainer.max_steps) if limit is not None and limit >= 0]
+        rounds = min(limits, default=0)
         rows, picture = len(pl_module.table.z), len(encode_png(images[0]))
         policy = pl_module.image_policy
         stored = rows * (rounds if policy in ("all", "improved") else rounds // policy)
         most = "at most " if policy == "improved" else ""
         per_query = per_round / rows * trainer.world_size
+        total = f"{rounds} rounds: about {_time(per_round * rounds)}" if rounds else "no limit of rounds"
         print(
             f"cost: {rows} rows of {pl_module.space.dim} numbers; {per_query:.3g} s a query, {per_round:.3g} s a round;"
-            f" {rounds} rounds: about {_time(per_round * rounds)}; memory {_memory() / 2**30:.1f} GiB;"
-            f" archive {most}{stored * picture / 2**20:.0f} MiB",
+            f" {total}; memory {_memory() / 2**30:.1f} GiB; archive {most}{stored * picture / 2**20:.0f} MiB"
+            " (one micro-batch was evaluated for this and is not recorded)",
             flush=True,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -28,37 +29,39 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    if is_distributed():
-        dist.barrier()
+def together(work: Callable[[], T]) -> T:
+    """Do something on every rank; where one of them fails, all of them stop.
+
+    A rank that simply raised would leave the others waiting in their next collective until the timeout.
+
+    Args:
+        work: what to do; must not contain a collective.
+
+    Returns:
+        This rank's result.
+
+    Raises:
+        UserError: on the ranks whose own work went well, where another rank's failed.
+    """
+    if not is_distributed():
+        return work()
+    try:
+        result, error = work(), None
+    except Exception as problem:  # noqa: BLE001 (raised again below, once all ranks know)
+        result, error = None, problem
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
+    if sum_over_ranks(torch.tensor(float(error is not None), device=device)) == 0:
+        return result  # type: ignore[return-value]
+    raise error or UserError("another rank failed; its message says why")
 
 
 def on_rank_zero(work: Callable[[], T]) -> T | None:
-    """Do something on rank 0 while the others wait; where it fails, all ranks end.
+    """Do something on rank 0 while the others wait; where it fails, all ranks stop.
 
     Args:
         work: what to do; must not contain a collective.
 
     Returns:
         Its result on rank 0, None elsewhere.
-
-    Raises:
-        UserError: on the other ranks, where it failed on rank 0.
     """
-    if not is_distributed():
-        return work()
-    result: T | None = None
-    error: Exception | None = None
-    if dist.get_rank() == 0:
-        try:
-            result = work()
-        except Exception as problem:  # noqa: BLE001 (raised again below, once all ranks know)
-            error = problem
-    failed = [error is not None]
-    dist.broadcast_object_list(failed, src=0)
-    if error is not None:
-        raise error
-    if failed[0]:
-        raise UserError("rank 0 failed; its message says why")
-    return result
+    return together(lambda: work() if not is_distributed() or dist.get_rank() == 0 else None)

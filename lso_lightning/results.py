@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lso_lightning.checkpoint_io import read_checkpoint
 from lso_lightning.errors import UserError
 from lso_lightning.optimization.archive import Archive, load_records
 
@@ -45,9 +46,7 @@ def read_run(run: Path) -> list[Row]:
     path = run / "checkpoints" / "last.ckpt"
     if not path.is_file():
         raise UserError(f"{run}: holds no checkpoints/last.ckpt; let the search finish at least one round")
-    from lso_lightning.checkpoint_io import AtomicCheckpointIO
-
-    checkpoint = AtomicCheckpointIO().load_checkpoint(path, map_location=torch.device("cpu"))
+    checkpoint = read_checkpoint(path)
     table = {k.removeprefix("table."): v for k, v in checkpoint["state_dict"].items() if k.startswith("table.")}
     keys, best_rounds = checkpoint["search"]["start images"], table["best_round"].tolist()
     values = {
@@ -79,15 +78,15 @@ def decode_missing(run: Path, rows: list[Row]) -> None:
     import yaml
     from jsonargparse import ArgumentParser
 
-    from lso_lightning.checkpoint_io import AtomicCheckpointIO
     from lso_lightning.images import from_uint8, to_uint8
     from lso_lightning.spaces import SearchSpace
 
-    config: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text())
+    newest = max(run.glob("config*.yaml"), key=lambda path: int(path.stem.partition(".")[2] or 0))
+    config: dict[str, Any] = yaml.safe_load(newest.read_text())
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--space", type=SearchSpace)
     space = parser.instantiate(parser.parse_object({"space": config["model"]["init_args"]["space"]})).space
-    checkpoint = AtomicCheckpointIO().load_checkpoint(run / "checkpoints" / "last.ckpt", torch.device("cpu"))
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
     space.configure(checkpoint["search"]["image size"])
     for row in missing:
         assert row.before is not None

@@ -50,8 +50,6 @@ def edit(
             " is searched in the latents of the one for a higher score of the other"
         )
     out = out or Path("runs") / f"edit-{photo.stem}"
-    if (out / "checkpoints").exists():
-        raise UserError(f"{out} holds an edit already: choose another folder with --out, or remove it")
     from lso_lightning.__main__ import main
     from lso_lightning.commands.render import summary
     from lso_lightning.results import decode_missing, read_run
@@ -69,11 +67,20 @@ def edit(
         f"--model.init_args.views.init_args.count={views}",
         f"--trainer.max_epochs={rounds}",
         f"--trainer.default_root_dir={out}",
+        "--ckpt_path=last",  # an edit that was killed goes on
     ]
     optional = {"model.init_args.judge": judge, "model.init_args.target": target, "model.init_args.gain": gain,
                 "data.init_args.like": like}  # fmt: skip
     arguments += [f"--{name}={value}" for name, value in optional.items() if value is not None]
-    main(arguments)
+    try:
+        main(arguments)
+    except SystemExit as leaving:
+        # a search that lost its row still has the best picture until then
+        if leaving.code not in (0, 1) or not (out / "checkpoints" / "last.ckpt").is_file():
+            raise
+        code = leaving.code
+    else:
+        code = 0
     rows = read_run(out)
     decode_missing(out, rows)
     print(summary(rows))
@@ -81,6 +88,9 @@ def edit(
     if row.after is None:
         raise UserError(f"{photo}: no acceptable picture found")
     (out / "edited.png").write_bytes(encode_png(row.after, 6))
+    if code:
+        print(f"the search ended early; its best picture until then: {out / 'edited.png'}")
+        raise SystemExit(code)
     if not row.feasible:
         raise UserError(
             f"{photo}: no picture reached faithfulness {floor}; the nearest one ({row.best['faithfulness']:.3f}) is in"

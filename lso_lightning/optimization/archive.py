@@ -27,7 +27,7 @@ NOTHING, POOL, START = -3, -2, -1  # before any round; the reference pool, the s
 _END = bytes(1024)  # a tar ends in two empty blocks; the next round is written over them
 COLUMNS = (
     "query", "round", "row", "start_key", "score", "judge", "faithfulness", "measured_identity", "feasible",
-    "model_version", "seconds",
+    "model_version", "seconds", "merit",
 )  # fmt: skip
 
 
@@ -57,6 +57,12 @@ class Archive:
                 kept.append(line)
             else:
                 dropped += 1
+        found = [index for line in kept if (index := json.loads(line)["round"]) != POOL]
+        if rounds >= 0 and found != list(range(START, rounds)):
+            raise UserError(
+                f"{records}: does not hold all {rounds} rounds that the checkpoint has seen ({len(found)} lines)."
+                " Archive and checkpoint belong together: continue in the whole run folder or a copy of it"
+            )
         if dropped > 1:
             k = len(list(self.folder.glob("superseded-*")))
             aside = self.folder / f"superseded-{k}"
@@ -66,6 +72,9 @@ class Archive:
         if records.exists():
             _replace(records, b"".join(kept))
         for tar in sorted(self.folder.glob("images-*.tar")):
+            if rounds == NOTHING:
+                tar.unlink()
+                continue
             end = _end_of(tar, rounds)
             with tar.open("r+b") as file:
                 file.truncate(end)
@@ -140,7 +149,7 @@ class Archive:
                 "model_version": [record["model_version"]] * m,
             }
             for name, values in columns.items():
-                values += constant.get(name) or record[name]
+                values += constant[name] if name in constant else record[name]
         integers, texts = {"query", "round", "row", "model_version"}, {"start_key"}
         kinds = {n: pa.int64() if n in integers else pa.string() if n in texts else pa.float64() for n in COLUMNS}
         kinds["feasible"] = pa.bool_()
@@ -191,10 +200,15 @@ def _end_of(path: Path, rounds: int) -> int:
         while True:
             file.seek(offset)
             header = file.read(512)
+            if len(header) < 512 or not any(header):  # torn, or the end mark
+                return offset
             try:
                 info = tarfile.TarInfo.frombuf(header, "utf-8", "strict")
-            except tarfile.HeaderError:
-                return offset
+            except tarfile.HeaderError as error:
+                raise UserError(
+                    f"{path}: damaged at byte {offset} ({error}); restore it from a copy, or remove it to go on without"
+                    " its pictures"
+                ) from None
             end = offset + 512 + -(-info.size // 512) * 512
             index = START if info.name.startswith("start-") else int(info.name.split("-")[0])
             if end > size or index >= rounds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -10,16 +11,18 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from lso_lightning.distributed import barrier, is_distributed, on_rank_zero, sum_over_ranks
+from lso_lightning.distributed import on_rank_zero, sum_over_ranks, together
 from lso_lightning.errors import UserError
 from lso_lightning.images import to_uint8
 from lso_lightning.optimization.archive import NOTHING, START, Archive, stored_images
 from lso_lightning.optimization.evaluation import Measures, MicroBatch
+from lso_lightning.optimization.identity import describe, require_same
 from lso_lightning.optimization.preparation import fit_on_pool
 from lso_lightning.optimization.table import VALUES, LatentTable
 from lso_lightning.spaces import PoolDirection, SearchSpace
 from lso_lightning.weights import weights_id
 
+_PARQUET_EVERY = 60.0  # seconds; between, the archive's own files are the record
 _STORED = ("table.", "constraint.")  # frozen networks stay out of checkpoints: gigabytes that never change
 
 
@@ -46,7 +49,7 @@ class LatentSearch(LightningModule):
 
     automatic_optimization = False
     strict_loading = False
-    monitor, mode = "search/best", "max"
+    monitor, mode = "search/improvements", "max"  # best.ckpt: the newest round in which any row found a better image
 
     def __init__(
         self,
@@ -64,12 +67,16 @@ class LatentSearch(LightningModule):
         first_step: PoolDirection | None = None,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
         self.first_step = first_step
         if (faithfulness is None) != (floor is None):
             raise UserError("model.faithfulness and model.floor belong together: give both or neither")
         if target is not None and gain is not None:
             raise UserError("model.target and model.gain exclude each other: absolute, or counted from the start")
+        for name, number in (("floor", floor), ("target", target), ("gain", gain)):
+            if number is not None and not math.isfinite(number):
+                raise UserError(f"model.{name}: {number}, expected a finite number")
+        if patience is not None and patience < 1:
+            raise UserError(f"model.patience: {patience}, expected at least 1 round, or null for never")
         if isinstance(images, int) and images < 1:
             raise UserError(f"model.images: {images!r}, expected all, improved or a positive number of rounds")
         self.space = space.requires_grad_(False).eval()
@@ -78,7 +85,7 @@ class LatentSearch(LightningModule):
         self.image_policy, self.patience, self.seed = images, patience, seed
         self.best_images: dict[int, Tensor] = {}  #: uint8 picture of the best z of rows this rank owns
         self._micro_batches: list[MicroBatch] = []
-        self._resumed = False
+        self._resumed, self._parquet_written = False, 0.0
 
     def train(self, mode: bool = True) -> LatentSearch:
         """Stay in eval mode: all networks are frozen and the table has no modes."""
@@ -90,13 +97,25 @@ class LatentSearch(LightningModule):
         data: Any = getattr(self.trainer, "datamodule", None)
         if not all(hasattr(data, name) for name in ("keys", "images", "micro_batches", "size")):
             raise UserError(f"a search needs start images: --data StartImages (found {type(data).__name__})")
-        if self.trainer.precision in ("16-mixed", "16-true"):
-            raise UserError("a search has no loss scaling: take --trainer.precision bf16-mixed instead of 16")
+        if self.trainer.precision not in ("32-true", "bf16-mixed"):
+            raise UserError(f"--trainer.precision {self.trainer.precision}: a search knows 32-true and bf16-mixed")
+        if any(getattr(callback, "every_seconds", 0) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError("last_checkpoint.every_seconds: a search checkpoints every round, leave it at 0")
         self.data = data
         self.space.configure(data.size)
-        measures = {name: getattr(self.measures, name) for name in ("objective", "faithfulness")}
-        self._names = {name: _name(module) for name, module in {"space": self.space, **measures}.items()}
         self.table = LatentTable(len(data.keys), self.space.dim, self.floor)
+        self._identity = {
+            "start images": list(data.keys), "their pictures": weights_id({"pixels": data.pixels()}),
+            "image size": data.size, "micro-batch": data.batch_size, **self.identity(),
+        }  # fmt: skip
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this search this search, as text and numbers: a resume must not change it (docs/resume.md)."""
+        return {
+            "search space": describe(self.space), "objective": describe(self.measures.objective),
+            "faithfulness": describe(self.measures.faithfulness), "floor": self.floor, "target": self.fixed_target,
+            "gain": self.gain, "seed": self.seed, "first step": describe(self.first_step),
+        }  # fmt: skip
 
     def on_fit_start(self) -> None:
         run = Path(self.trainer.default_root_dir)
@@ -121,17 +140,25 @@ class LatentSearch(LightningModule):
         """
         table = self.table
         z, values = torch.zeros_like(table.z), self.no_values()
-        for batch in self._micro_batches:
-            began = time.perf_counter()
-            z[batch.rows] = self.space.encode(batch.starts)
-            values[batch.rows] = self.measures.values(batch.starts, batch.starts, began)
+
+        def encode() -> None:
+            for batch in self._micro_batches:
+                began = time.perf_counter()
+                z[batch.rows] = self.space.encode(batch.starts)
+                values[batch.rows] = self.measures.values(batch.starts, batch.starts)
+                self._take_time(values, batch, began)
+
+        together(encode)
         table.start_z.copy_(sum_over_ranks(z))
         table.z.copy_(table.start_z if step is None else table.start_z + step)
         table.best_z.copy_(table.z)
         sum_over_ranks(values)
         table.start_score.copy_(values[:, 0])
-        if bad := [self.data.keys[i] for i in (~values[:, 0].isfinite()).nonzero().flatten().tolist()]:
-            raise UserError(f"the objective gives NaN for {len(bad)} start image(s): {', '.join(bad[:5])}")
+        for column, name in enumerate(("objective", "faithfulness")[: 1 if self.floor is None else 2]):
+            bad = [self.data.keys[i] for i in (~values[:, column].isfinite()).nonzero().flatten().tolist()]
+            if bad:
+                named = ", ".join(bad[:5])
+                raise UserError(f"model.{name} gives no finite number for {len(bad)} start image(s): {named}")
         if self.gain is not None:
             table.target.copy_(values[:, 0] + self.gain)
         elif self.fixed_target is not None:
@@ -141,7 +168,7 @@ class LatentSearch(LightningModule):
 
         def write() -> None:
             self.archive.write_images(START, list(range(len(table.z))), self.data.pixels())
-            self._write_record(START, values, everyone)
+            self._write_record(START, values, everyone, ~everyone)
 
         on_rank_zero(write)
 
@@ -157,12 +184,16 @@ class LatentSearch(LightningModule):
     def training_step(self, rows: list[Tensor], batch_idx: int) -> None:
         """Evaluate every active row once, learn from it and commit the round."""
         active = ~self.table.done
+        if not bool(active.any()):  # a resumed search whose rows have all stopped
+            self.trainer.should_stop = True
+            return
         values, learned, images = self._evaluate_all(active)
+        failed = self.table.failed.clone()
         improved = self.table.record(values, active)
         self.learn(values, learned, active)
         if self.patience is not None:
             self.table.done |= self.table.stale >= self.patience
-        self._commit(values, active, improved, images)
+        self._commit(values, active, improved, self.table.failed & ~failed, images)
         self._log_round(values, active)
         if bool(self.table.done.all()):
             self.trainer.should_stop = True
@@ -191,25 +222,25 @@ class LatentSearch(LightningModule):
     def _evaluate_all(self, active: Tensor) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
         values, learned = self.no_values(), torch.zeros_like(self.table.z)
         images: dict[int, Tensor] = {}
-        error: Exception | None = None
-        try:
+
+        def evaluate() -> None:
             for k, batch in enumerate(self._micro_batches):
                 batch = batch.only(active[batch.rows])
                 if len(batch.rows):
+                    began = time.perf_counter()
                     decoded = to_uint8(self.evaluate(batch, values, learned))
+                    self._take_time(values, batch, began)
                     images.update(zip(batch.rows.tolist(), decoded, strict=True))
                 for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
                     if hook := getattr(callback, "on_micro_batch_end", None):
                         hook(self.trainer, self, k, len(self._micro_batches))
-        except Exception as problem:  # noqa: BLE001 (raised again below, once all ranks know)
-            error = problem
-        # tell the others before leaving: they wait in the next collective
-        failures = sum_over_ranks(torch.tensor(float(error is not None), device=self.device)) if is_distributed() else 0
-        if error is not None:
-            raise error
-        if failures:
-            raise UserError(f"another rank failed in round {int(self.table.rounds)}; its message says why")
+
+        together(evaluate)
         return sum_over_ranks(values), sum_over_ranks(learned), images
+
+    def _take_time(self, values: Tensor, batch: MicroBatch, began: float) -> None:
+        """Seconds per row; after its results have reached the CPU, so that a GPU's work is in it."""
+        values[batch.rows, VALUES.index("seconds")] = (time.perf_counter() - began) / len(batch.rows)
 
     def no_values(self) -> Tensor:
         """An empty round: zeros ``(n, len(VALUES))``."""
@@ -220,7 +251,9 @@ class LatentSearch(LightningModule):
         batches = [b.only(~self.table.done[b.rows]) for b in self._micro_batches]
         return next((b for b in batches if len(b.rows)), None), len(batches)
 
-    def _commit(self, values: Tensor, active: Tensor, improved: Tensor, images: dict[int, Tensor]) -> None:
+    def _commit(
+        self, values: Tensor, active: Tensor, improved: Tensor, failed: Tensor, images: dict[int, Tensor]
+    ) -> None:
         """Archive the round: pictures first, then the record that makes it complete."""
         index = int(self.table.rounds)
         own = torch.zeros_like(active)
@@ -229,13 +262,13 @@ class LatentSearch(LightningModule):
             self.best_images[row] = images[row]
         stored = (own & stored_images(self.image_policy, index, improved, active)).nonzero().flatten().tolist()
         if stored:
-            self.archive.write_images(index, stored, torch.stack([images[row] for row in stored]))
-        barrier()
-        if self.global_rank == 0:
-            self._write_record(index, values, active)
+            together(lambda: self.archive.write_images(index, stored, torch.stack([images[row] for row in stored])))
+        else:
+            together(lambda: None)
+        on_rank_zero(lambda: self._write_record(index, values, active, failed))
         self.table.rounds += 1
 
-    def _write_record(self, index: int, values: Tensor, active: Tensor) -> None:
+    def _write_record(self, index: int, values: Tensor, active: Tensor, failed: Tensor) -> None:
         rows = active.cpu().nonzero().flatten()
         chosen = values.cpu()[rows]
         record: dict[str, Any] = {
@@ -245,17 +278,22 @@ class LatentSearch(LightningModule):
             "row": rows,
             "start_key": [self.data.keys[row] for row in rows.tolist()],
             "feasible": self.table.feasible(chosen[:, 1]),
+            "failed": [self.data.keys[row] for row in failed.nonzero().flatten().tolist()],
         }
         self.archive.write_round(record | {name: chosen[:, i] for i, name in enumerate(VALUES)})
+        if time.monotonic() - self._parquet_written > _PARQUET_EVERY:
+            self.archive.write_parquet()
+            self._parquet_written = time.monotonic()
 
     def _log_round(self, values: Tensor, active: Tensor) -> None:
         table = self.table
         now = values[active]
-        means = {name: now[:, i].mean() for i, name in enumerate(VALUES) if not bool(now[:, i].isnan().all())}
+        means = {name: now[:, i].nanmean() for i, name in enumerate(VALUES) if not bool(now[:, i].isnan().all())}
         scalars = {f"search/{name}": value for name, value in means.items()}
         scalars |= {
             "search/best": table.best_score[~table.failed].mean(),
             "search/feasible": table.best_feasible.float().mean(),
+            "search/improvements": table.improvements.float(),
             "search/active_rows": active.float().sum(),
             "z/norm": table.z.detach().norm(dim=1).mean(),
             "z/moved": (table.z.detach() - table.start_z).norm(dim=1).mean(),
@@ -272,55 +310,33 @@ class LatentSearch(LightningModule):
     # ---- after the last round, and checkpoints ----------------------------------------------------------------------
 
     def on_train_end(self) -> None:
-        if self.global_rank == 0:
-            self.archive.write_parquet()
+        on_rank_zero(self.archive.write_parquet)
 
     def failure(self, run: Path) -> str | None:
         """What the command line reports, with a non-zero exit code, after a search that lost rows."""
         # from the archive, not the table: under ddp_fork the search ran in other processes
-        records = Archive(run / "archive").records()
-        bad = [key for r in records for key, score in zip(r["start_key"], r["score"], strict=True) if score is None]
+        bad = [key for record in Archive(run / "archive").records() for key in record.get("failed", [])]
         if not bad:
             return None
-        return f"the objective gave NaN for {len(bad)} rows, which were stopped: {', '.join(bad[:5])}"
+        rows = "1 row, which was" if len(bad) == 1 else f"{len(bad)} rows, which were"
+        return (
+            f"score, faithfulness or their gradient came out as no finite number for {rows} stopped:"
+            f" {', '.join(bad[:5])}; the best images so far are kept"
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k.startswith(_STORED)}
-        checkpoint["search"] = self._identity()
-
-    def _identity(self) -> dict[str, Any]:
-        """What makes this search this search: a resume must not change it (docs/resume.md)."""
-        data = self.data
-        return {
-            "start images": list(data.keys), "image size": data.size, "micro-batch": data.batch_size,
-            "search space": self._names["space"], "objective": self._names["objective"],
-            "faithfulness": self._names["faithfulness"], "floor": self.floor, "target": self.fixed_target,
-            "gain": self.gain, "seed": self.seed,
-        }  # fmt: skip
+        checkpoint["search"] = self._identity
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         stored = checkpoint.get("search")
         if stored is None:
             raise UserError("this checkpoint holds no search: --ckpt_path must name one of this run's own checkpoints")
-        now = self._identity()
-        for name, value in now.items():
-            if stored.get(name) != value:
-                before = _brief(stored.get(name))
-                after = _brief(value)
-                raise UserError(f"resume: the checkpoint has another {name} ({before}, now {after}); start a new run")
+        require_same(stored, self._identity)
+        expected = {key for key in self.state_dict() if key.startswith(_STORED)}
+        if missing := sorted(expected - set(checkpoint["state_dict"])):
+            raise UserError(f"resume: the checkpoint is damaged, it lacks {', '.join(missing[:3])}; take another one")
         shape, needed = tuple(checkpoint["state_dict"]["table.z"].shape), tuple(self.table.z.shape)
         if shape != needed:
             raise UserError(f"resume: the checkpoint's latents are {shape}, this search space needs {needed}")
         self._resumed = True
-
-
-def _name(module: nn.Module | None) -> str | None:
-    """Class and weights of a network."""
-    if module is None:
-        return None
-    weights = module.weights_id() if isinstance(module, SearchSpace) else weights_id(module.state_dict())
-    return f"{type(module).__qualname__} {weights}"
-
-
-def _brief(value: Any) -> str:
-    return f"{len(value)} rows, first {value[0]}" if isinstance(value, list) else str(value)

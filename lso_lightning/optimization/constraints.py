@@ -17,10 +17,12 @@ class Constraint(nn.Module):
     """Weighs the gradient of faithfulness against the gradient of the score."""
 
     multiplier: Tensor
+    slope: Tensor
 
     def setup(self, n: int) -> None:
         """Make the state of `n` rows; it is part of every checkpoint."""
         self.register_buffer("multiplier", torch.zeros(n))
+        self.register_buffer("slope", torch.zeros(n))  # largest norm of the score's gradient so far
 
     def weight(self, rows: Tensor, slack: Tensor, score_grad: Tensor, faith_grad: Tensor) -> Tensor:
         """Weight ``(b,)`` of the gradient of faithfulness; the gradient of the score has weight 1.
@@ -33,12 +35,23 @@ class Constraint(nn.Module):
         """
         raise NotImplementedError
 
-    def update(self, slack: Tensor, active: Tensor) -> None:
-        """Learn from a round: slack ``(n,)`` of the rows in the mask ``active (n,)``; the same on every rank."""
+    def update(self, slack: Tensor, slope: Tensor, active: Tensor) -> None:
+        """Learn from a round; the same on every rank.
 
+        Args:
+            slack: ``(n,)``.
+            slope: norms of the score's gradient ``(n,)``.
+            active: rows ``(n,)`` that moved.
+        """
+        self.slope.copy_(torch.where(active & slope.isfinite(), slope.maximum(self.slope), self.slope))
 
-def _ratio(score_grad: Tensor, faith_grad: Tensor) -> Tensor:
-    return score_grad.flatten(1).norm(dim=1) / faith_grad.flatten(1).norm(dim=1).clamp_min(1e-12)
+    def ratio(self, rows: Tensor, score_grad: Tensor, faith_grad: Tensor) -> Tensor:
+        """What one unit of weight is ``(b,)``: it makes both gradients equally long.
+
+        By the largest slope so far: a score that has become flat must not switch the constraint off.
+        """
+        slope = score_grad.flatten(1).norm(dim=1).maximum(self.slope[rows])
+        return slope / faith_grad.flatten(1).norm(dim=1).clamp_min(1e-12)
 
 
 class AugmentedLagrangian(Constraint):
@@ -61,9 +74,10 @@ class AugmentedLagrangian(Constraint):
 
     def weight(self, rows: Tensor, slack: Tensor, score_grad: Tensor, faith_grad: Tensor) -> Tensor:
         pull = (self.multiplier[rows] - self.penalty * slack).clamp(0, self.limit)
-        return pull * _ratio(score_grad, faith_grad)
+        return pull * self.ratio(rows, score_grad, faith_grad)
 
-    def update(self, slack: Tensor, active: Tensor) -> None:
+    def update(self, slack: Tensor, slope: Tensor, active: Tensor) -> None:
+        super().update(slack, slope, active)
         pull = (self.multiplier - self.penalty * slack).clamp(0, self.limit)
         self.multiplier.copy_(torch.where(active & slack.isfinite(), pull, self.multiplier))
 
@@ -83,8 +97,5 @@ class GradientProjection(Constraint):
     def weight(self, rows: Tensor, slack: Tensor, score_grad: Tensor, faith_grad: Tensor) -> Tensor:
         a, b = score_grad.flatten(1), faith_grad.flatten(1)
         conflict = (-(a * b).sum(1) / b.square().sum(1).clamp_min(1e-24)).clamp_min(0)
-        back = self.restore * (-slack).clamp_min(0) * _ratio(score_grad, faith_grad)
+        back = self.restore * (-slack).clamp_min(0) * self.ratio(rows, score_grad, faith_grad)
         return torch.where(slack < self.margin, conflict, torch.zeros_like(slack)) + back
-
-    def update(self, slack: Tensor, active: Tensor) -> None:
-        """Nothing to learn."""

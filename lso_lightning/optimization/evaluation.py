@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor, nn
 
@@ -51,14 +49,13 @@ class Measures(nn.Module):
         return one_per_image("objective", self.objective(images), images)
 
     @torch.no_grad()
-    def values(self, images: Tensor, starts: Tensor, began: float, **known: Tensor | None) -> Tensor:
+    def values(self, images: Tensor, starts: Tensor, **known: Tensor | None) -> Tensor:
         """One line of numbers per image; what nothing measures is NaN, in the archive null.
 
         Args:
             images: ``(b, 3, h, w)``.
             starts: their start images, likewise.
-            began: ``time.perf_counter()`` when their evaluation began.
-            known: columns ``(b,)`` that need no second evaluation: score, faithfulness, merit.
+            known: columns ``(b,)`` that need no second evaluation: score, faithfulness, merit, slope.
 
         Returns:
             ``(b, len(VALUES))`` float32.
@@ -75,7 +72,6 @@ class Measures(nn.Module):
         if columns.get("merit") is None:
             columns["merit"] = columns["score"]
         empty = torch.full((len(images),), torch.nan, device=images.device)
-        columns["seconds"] = torch.full_like(empty, (time.perf_counter() - began) / len(images))
         found = [columns.get(name) for name in VALUES]
         return torch.stack([empty if column is None else column.float() for column in found], 1)
 

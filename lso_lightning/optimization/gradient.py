@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,8 @@ from lso_lightning.objectives import Views
 from lso_lightning.optimization.base import LatentSearch
 from lso_lightning.optimization.constraints import AugmentedLagrangian, Constraint
 from lso_lightning.optimization.evaluation import MicroBatch, one_per_image
+from lso_lightning.optimization.identity import describe
+from lso_lightning.optimization.table import VALUES
 from lso_lightning.spaces import PoolDirection, SearchSpace
 
 
@@ -85,6 +86,8 @@ class GradientSearch(LatentSearch):
             raise UserError("model.precondition needs a density of encodings: set model.space.init_args.density")
         if softness <= 0:
             raise UserError(f"model.softness: {softness}, expected a positive number in the score's unit")
+        if clip is not None and clip <= 0:
+            raise UserError(f"model.clip: {clip}, expected a positive norm, or null for no limit")
         self.precondition, self.softness = precondition, softness
         self.regularizer, self.regularizer_weight = regularizer, regularizer_weight
         if regularizer is not None:
@@ -101,55 +104,69 @@ class GradientSearch(LatentSearch):
                 " torch.optim.Adam, torch.optim.SGD or torch.optim.RMSprop"
             )
         optimizer = self.make_optimizer([self.table.z])
+        if optimizer.defaults.get("maximize"):
+            raise UserError("model.optimizer.maximize: a search maximises by itself; leave it at false")
         if self.make_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
 
     def evaluate(self, batch: MicroBatch, values: Tensor, learned: Tensor) -> Tensor:
-        began = time.perf_counter()
         z = self.table.z.detach()[batch.rows].requires_grad_()
         decoded = self.space.decode(z, batch.context)
         images = decoded.detach().requires_grad_()
         # only the generator runs at low precision: a score in bfloat16 has two or three digits
         with torch.autocast(self.device.type, enabled=False):
-            score, merit = self._merit(images, batch)
-            (direction,) = torch.autograd.grad(merit.sum(), images)
-            faithfulness: Tensor | None = None
+            score, merit, direction = self._climb(images, batch)
+            slope, faithfulness = direction.flatten(1).norm(dim=1), None
             if self.measures.faithfulness is not None and self.floor is not None:
                 faithfulness = one_per_image("faithfulness", self.measures.faithfulness(images, batch.starts), images)
                 (faith_grad,) = torch.autograd.grad(faithfulness.sum(), images)
                 faithfulness = faithfulness.detach()
                 weight = self.constraint.weight(batch.rows, faithfulness - self.floor, direction, faith_grad)
-                direction = direction + weight[:, None, None, None] * faith_grad
+                weight = weight[:, None, None, None]
+                # a similarity may have no gradient where both images are equal, as they are at the start
+                direction = direction + torch.where(weight > 0, weight * faith_grad, torch.zeros_like(faith_grad))
+            values[batch.rows] = self.measures.values(
+                images.detach(), batch.starts, score=score, faithfulness=faithfulness, merit=merit, slope=slope
+            )
         (learned[batch.rows],) = torch.autograd.grad(decoded, z, direction)
-        with torch.autocast(self.device.type, enabled=False):
-            known = {"score": score, "faithfulness": faithfulness, "merit": merit.detach()}
-            values[batch.rows] = self.measures.values(images.detach(), batch.starts, began, **known)
         return decoded
 
-    def _merit(self, images: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Score ``(b,)`` of the images as they are, and what is climbed ``(b,)``, with views, target, regulariser."""
-        if self.views is None:
-            scores = self.measures.scores(images)[None]
-            score = scores[0].detach()
-        else:
-            with torch.no_grad():
-                score = self.measures.scores(images)
-            views = self.views(images, batch.rows, self.seed, int(self.table.rounds))
-            scores = self.measures.scores(views).unflatten(0, (-1, len(images)))
-        if self.fixed_target is not None or self.gain is not None:
-            missing = self.table.target[batch.rows] - scores
-            scores = -self.softness * F.softplus(missing / self.softness)
-        merit = scores.mean(0)
+    def _climb(self, images: Tensor, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Score and merit ``(b,)`` of the images themselves, and the gradient ``(b, 3, h, w)`` of the merit over views.
+
+        Merit is what the search maximises: the score, bent at its target, plus what likeness is worth. Best-so-far goes
+        by the merit of the image as it is; views drawn anew each round would let lucky draws win.
+        """
+        likeness = torch.zeros(len(images), device=images.device)
         if self.regularizer is not None:
-            merit = merit + self.regularizer_weight * self.regularizer(images, batch.starts)
-        return score, merit
+            similarity = one_per_image("regularizer", self.regularizer(images, batch.starts), images)
+            likeness = self.regularizer_weight * similarity
+        target = self.table.target[batch.rows]
+        if self.views is None:
+            score = self.measures.scores(images)
+            merit = self._bend(score, target) + likeness
+            (gradient,) = torch.autograd.grad(merit.sum(), images)
+            return score.detach(), merit.detach(), gradient
+        with torch.no_grad():
+            score = self.measures.scores(images)
+        views = self.views(images, batch.rows, self.seed, int(self.table.rounds))
+        seen = self.measures.scores(views).unflatten(0, (-1, len(images)))
+        (gradient,) = torch.autograd.grad((self._bend(seen, target).mean(0) + likeness).sum(), images)
+        return score, self._bend(score, target) + likeness.detach(), gradient
+
+    def _bend(self, scores: Tensor, target: Tensor) -> Tensor:
+        """``-s softplus((target - f) / s)``: slope 1 far below the target, 0 far above; without one the score."""
+        if self.fixed_target is None and self.gain is None:
+            return scores
+        return -self.softness * F.softplus((target - scores) / self.softness)
 
     @torch.no_grad()
     def learn(self, values: Tensor, learned: Tensor, active: Tensor) -> None:
         table = self.table
+        table.fail(active & ~table.done & ~learned.isfinite().all(1))
         moving = active & ~table.done
-        gradient = torch.where(moving[:, None] & learned.isfinite(), learned, torch.zeros_like(learned))
+        gradient = torch.where(moving[:, None], learned, torch.zeros_like(learned))
         if self.precondition is not None:
             assert self.space.density is not None
             gradient = self.space.density.precondition(gradient, self.precondition)
@@ -167,9 +184,20 @@ class GradientSearch(LatentSearch):
         # momentum and weight decay move rows without a gradient, too
         table.z.copy_(torch.where(moving[:, None], table.z, before))
         if self.floor is not None:
-            self.constraint.update(values[:, 1] - self.floor, moving)
-        if (scheduler := self.lr_schedulers()) is not None:
+            slope = values[:, VALUES.index("slope")]
+            self.constraint.update(values[:, 1] - self.floor, slope, moving)
+        scheduler = self.lr_schedulers()
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            scheduler.step(-float(table.best_merit[~table.failed].mean()))
+        elif scheduler is not None:
             scheduler.step()  # type: ignore[union-attr]
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {
+            "constraint": describe(self.constraint), "views": describe(self.views), "softness": self.softness,
+            "regularizer": describe(self.regularizer), "regularizer_weight": self.regularizer_weight,
+            "unit_gradient": self.unit_gradient, "precondition": self.precondition, "project": self.project,
+        }  # fmt: skip
 
     def extra_scalars(self) -> dict[str, Tensor]:
         return {} if self.floor is None else {"search/multiplier": self.constraint.multiplier.mean()}

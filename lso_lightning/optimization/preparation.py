@@ -42,7 +42,9 @@ def fit_on_pool(search: LatentSearch, run: Path, fresh: bool) -> Tensor | None:
         return pools[folder]
 
     def fit() -> Tensor | None:
-        if density is not None and (fresh or not path.exists()):
+        if density is not None and not fresh and not path.exists():
+            raise UserError(f"{path}: is gone; it belongs to the run, restore it from a copy or start a new run")
+        if density is not None and fresh:
             found = pool(density.folder)
             density.fit(torch.cat([found.codes, found.mirrored]))
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 #: What one evaluation of a row yields; columns of a round's values ``(n, len(VALUES))``.
-VALUES = ("score", "faithfulness", "judge", "measured_identity", "seconds", "merit")
+VALUES = ("score", "faithfulness", "judge", "measured_identity", "merit", "slope", "seconds")
 
 
 class LatentTable(nn.Module):
@@ -32,6 +32,7 @@ class LatentTable(nn.Module):
     failed: Tensor
     rounds: Tensor
     queries: Tensor
+    improvements: Tensor
     model_version: Tensor
 
     def __init__(self, n: int, dim: int, floor: float | None) -> None:
@@ -50,9 +51,10 @@ class LatentTable(nn.Module):
             "best_round": torch.full((n,), -1),
             "stale": torch.zeros(n, dtype=torch.long),  # rounds since the row improved
             "done": torch.zeros(n, dtype=torch.bool),
-            "failed": torch.zeros(n, dtype=torch.bool),  # its score came out as NaN
+            "failed": torch.zeros(n, dtype=torch.bool),  # something came out as no finite number
             "rounds": torch.tensor(0),  # complete ones
             "queries": torch.tensor(0),  # images scored, start images included
+            "improvements": torch.tensor(0),  # times that any row found a better image
             "model_version": torch.tensor(0),  # of the generator; weighted retraining counts it up
         }.items():
             self.register_buffer(name, value)
@@ -60,6 +62,11 @@ class LatentTable(nn.Module):
     def feasible(self, faithfulness: Tensor) -> Tensor:
         """Which faithfulness values ``(n,)`` satisfy the floor; all of them where there is none."""
         return torch.ones_like(faithfulness, dtype=torch.bool) if self.floor is None else faithfulness >= self.floor
+
+    def fail(self, bad: Tensor) -> None:
+        """Stop rows ``(n,)`` for which something came out as no finite number; they keep their best so far."""
+        self.failed |= bad
+        self.done |= bad
 
     @torch.no_grad()
     def record(self, values: Tensor, active: Tensor) -> Tensor:
@@ -77,8 +84,7 @@ class LatentTable(nn.Module):
         """
         score, faith, merit = values[:, 0], values[:, 1], values[:, VALUES.index("merit")]
         bad = active & ~(score.isfinite() & merit.isfinite() & (faith.isfinite() | (self.floor is None)))
-        self.failed |= bad
-        self.done |= bad
+        self.fail(bad)
         fresh = active & ~bad
         feasible = self.feasible(faith)
         wins = (merit > self.best_merit) | ((merit == self.best_merit) & (faith > self.best_faithfulness))
@@ -96,4 +102,5 @@ class LatentTable(nn.Module):
         self.stale[fresh] += 1
         self.stale[better] = 0
         self.queries += active.sum()
+        self.improvements += better.sum()
         return better

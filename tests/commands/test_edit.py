@@ -64,11 +64,18 @@ def test_mistakes(
     assert words in message and "Given value" not in message and "Traceback" not in message
 
 
-def test_no_second_edit_over_the_first(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+def test_a_second_call_goes_on_and_another_picture_is_refused(
+    photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments(photo, tmp_path, "--floor=0.5"))
+    before = (tmp_path / "run" / "edited.png").read_bytes()
+    main(arguments(photo, tmp_path, "--floor=0.5"))
+    assert (tmp_path / "run" / "edited.png").read_bytes() == before
+    other = sorted(photo.parent.glob("*.png"))[1]
     with pytest.raises(SystemExit):
-        main(arguments(photo, tmp_path))
-    assert "holds an edit already" in capsys.readouterr().err
+        main(arguments(other, tmp_path, "--floor=0.5", "--rounds=9"))
+    assert "another start images" in capsys.readouterr().err
+    assert (tmp_path / "run" / "edited.png").read_bytes() == before
 
 
 def test_no_picture_and_no_arguments(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

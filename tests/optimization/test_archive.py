@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from lso_lightning.errors import UserError
 from lso_lightning.optimization.archive import COLUMNS, NOTHING, Archive
 
 
@@ -17,7 +18,7 @@ def record(index: int, rows: int = 2) -> dict[str, object]:
     return {
         "round": index, "first_query": (index + 1) * rows, "model_version": 0, "row": list(range(rows)),
         "start_key": [f"{i}.png" for i in range(rows)], "feasible": [True] * rows, "score": measured,
-        "judge": [float("nan")] * rows, "faithfulness": measured, "measured_identity": [None] * rows,
+        "merit": measured, "judge": [float("nan")] * rows, "faithfulness": measured, "measured_identity": [None] * rows,
         "seconds": [0.1] * rows,
     }  # fmt: skip
 
@@ -92,6 +93,31 @@ def test_a_fresh_start_drops_the_starts_of_a_run_that_never_saved(archive: Archi
     archive.open(NOTHING)
     assert archive.records() == []
     assert archive.images([(-1, 0)]) == {}
+
+
+def test_an_archive_that_is_not_the_checkpoints_is_refused(archive: Archive) -> None:
+    with pytest.raises(UserError, match="does not hold all 7 rounds"):
+        archive.open(7)
+    (archive.folder / "rounds.jsonl").unlink()
+    with pytest.raises(UserError, match="belong together"):
+        archive.open(2)
+
+
+def test_a_flipped_byte_never_truncates_committed_pictures(archive: Archive) -> None:
+    tar = archive.folder / "images-0000-0000.tar"
+    data = bytearray(tar.read_bytes())
+    with tarfile.open(tar) as members:
+        third = members.getmembers()[2].offset
+    data[third + 3] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(UserError, match=f"damaged at byte {third}"):
+        archive.open(4)
+    assert tar.read_bytes() == data
+
+
+def test_a_round_without_rows_reads_back(archive: Archive) -> None:
+    archive.write_round(record(4, rows=0))
+    assert pq.read_table(archive.write_parquet()).num_rows == 10
 
 
 def test_few_large_files(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def climb(constraint: Constraint, steps: int, lr: float = 0.02) -> tuple[torch.T
         slack = 1 - x.square().sum((1, 2, 3)) - 0.5
         weight = constraint.weight(rows, slack, score_grad, faith_grad)[:, None, None, None]
         direction = score_grad + weight * faith_grad
-        constraint.update(slack, active)
+        constraint.update(slack, score_grad.flatten(1).norm(dim=1), active)
         x = x + lr * direction / unit
     return x[:, :, 0, 0], 0.5 - x.square().sum((1, 2, 3))
 
@@ -43,14 +43,23 @@ def test_far_above_the_floor_only_the_score_counts(constraint: Constraint) -> No
     assert constraint.weight(torch.tensor([0]), torch.tensor([0.3]), *grads).item() == 0
 
 
+@pytest.mark.parametrize("constraint", [AugmentedLagrangian(), GradientProjection()])
+def test_a_score_that_has_become_flat_does_not_switch_the_floor_off(constraint: Constraint) -> None:
+    constraint.setup(1)
+    rows, active, up = torch.tensor([0]), torch.tensor([True]), torch.ones(1, 3, 2, 2)
+    constraint.update(torch.tensor([0.1]), up.flatten(1).norm(dim=1), active)
+    weight = constraint.weight(rows, torch.tensor([-0.05]), torch.zeros_like(up), -0.1 * up)
+    assert (weight * 0.1 * up).norm() > 0.5 * up.norm()
+
+
 def test_the_multiplier_remembers_violations_row_by_row() -> None:
     constraint = AugmentedLagrangian(penalty=10)
     constraint.setup(3)
     slack, active = torch.tensor([-0.1, 0.1, -0.1]), torch.tensor([True, True, False])
-    constraint.update(slack, active)
-    constraint.update(slack, active)
+    constraint.update(slack, slack, active)
+    constraint.update(slack, slack, active)
     assert torch.allclose(constraint.multiplier, torch.tensor([2.0, 0.0, 0.0]))
-    constraint.update(torch.full((3,), 0.15), active)
+    constraint.update(torch.full((3,), 0.15), slack, active)
     assert torch.allclose(constraint.multiplier, torch.tensor([0.5, 0.0, 0.0]))
 
 

@@ -199,7 +199,7 @@ def test_nan_scores_stop_their_rows_only(run: Path, tmp_path: Path, capsys: pyte
     failed = best(run, "failed")
     assert 0 < int(failed.sum()) < 7
     message = capsys.readouterr().err.strip().splitlines()[-1]
-    assert message.startswith("lso: error: the objective gave NaN for")
+    assert message.startswith("lso: error: ") and f"for {int(failed.sum())} row" in message
     assert bool(best(run, "best_score").isfinite().all())
     assert pq.read_table(run / "queries.parquet").num_rows == int(best(run, "queries"))
 
@@ -220,6 +220,13 @@ def test_a_broken_objective_loses_no_committed_round(run: Path, tmp_path: Path) 
         ("--model.images=sometimes", "improved"),
         ("--model.images=0", "positive number"),
         ("--data.source=nowhere", "nowhere"),
+        ("--model.patience=0", "patience"),
+        ("--model.floor=.nan", "floor"),
+        ("--model.clip=-1", "clip"),
+        ("--model.optimizer=torch.optim.SGD --model.optimizer.lr=1 --model.optimizer.maximize=true", "maximize"),
+        ("--model.regularizer=tests.optimization.toys.Wide", "regularizer: gives shape"),
+        ("--last_checkpoint.every_seconds=5", "every_seconds"),
+        ("--trainer.precision=64-true", "32-true and bf16-mixed"),
         ("--data.keys=[nobody.png]", "nobody.png"),
         ("--data=tests.toys.ToyData", "StartImages"),
         ("--model.objective=torch.nn.Identity", "shape"),
@@ -248,6 +255,44 @@ def test_fp16_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(SystemExit):
         search(run)
     assert "bf16-mixed" in capsys.readouterr().err
+
+
+def test_a_similarity_without_a_gradient_at_the_start(run: Path) -> None:
+    """A root has no gradient at 0, where the picture is the start picture itself; it must not freeze the search."""
+    search(run, "--model.faithfulness=tests.optimization.toys.Root", "--model.floor=0.5",
+           "--model.space=tests.optimization.toys.ExactSpace")  # fmt: skip
+    assert (best(run, "best_score") > best(run, "start_score") + 0.02).all()
+
+
+def test_faithfulness_that_fails_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        search(run, "--model.faithfulness=tests.optimization.toys.Moody", rounds=8)
+    assert leaving.value.code == 1
+    assert bool(best(run, "failed").any()) and "no finite number" in capsys.readouterr().err
+
+
+def test_best_checkpoint_is_of_the_newest_improvement(run: Path) -> None:
+    """Also where the score falls while feasibility or likeness rises."""
+    search(run, "--model.floor=1.5", rounds=9)
+    newest = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    for name in ("best_z", "best_score", "best_faithfulness", "best_round"):
+        assert torch.equal(newest[f"table.{name}"], best(run, name)), name
+
+
+def test_best_can_be_found_again_in_the_parquet(run: Path) -> None:
+    search(run, "--model.views=lso_lightning.objectives.Views", "--model.gain=0.05", "--model.softness=0.01",
+           "--model.regularizer=tests.optimization.toys.Near", "--model.regularizer_weight=0.2", rounds=12)  # fmt: skip
+    table = pq.read_table(run / "queries.parquet").to_pylist()
+    for row in range(7):
+        mine = [q for q in table if q["row"] == row and q["round"] >= 0]
+        top = max(mine, key=lambda q: (q["feasible"], q["merit"], q["faithfulness"]))
+        assert top["round"] == int(best(run, "best_round")[row])
+
+
+def test_plateau_schedule(run: Path) -> None:
+    search(run, "--model.scheduler=lightning.pytorch.cli.ReduceLROnPlateau", "--model.scheduler.monitor=search/best",
+           "--model.scheduler.patience=0", rounds=3)  # fmt: skip
+    assert checkpoint(run)["global_step"] == 3
 
 
 def test_bf16(run: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import random
 import signal
@@ -10,9 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.fits import same
-from tests.optimization.searches import checkpoint, outcome, records, search
+from tests.optimization.searches import checkpoint, outcome, pictures, records, search
 
 OPTIONS = [
     "--model.scheduler=torch.optim.lr_scheduler.CosineAnnealingLR", "--model.scheduler.T_max=20",
@@ -138,9 +141,12 @@ def test_a_rank_that_fails_ends_the_run(run: Path, tmp_path: Path) -> None:
     ("change", "words"),
     [
         ("--data.count=3", "start images (7 rows"),
-        ("--data.size=32", "image size"),
+        ("--data.size=32", "pictures"),
         ("--data.batch_size=3", "micro-batch"),
         ("--model.objective=tests.factories.Brightness", "objective (Red"),
+        ("--model.objective.nan_above=5", "objective (Red"),
+        ("--model.softness=2", "softness"),
+        ("--model.constraint=GradientProjection", "constraint (AugmentedLagrangian"),
         ("--model.floor=0.8", "floor"),
         ("--model.gain=1", "gain"),
         ("--model.seed=5", "seed"),
@@ -166,6 +172,59 @@ def test_a_checkpoint_of_something_else_is_refused(
     with pytest.raises(SystemExit):
         search(run, f"--ckpt_path={tmp_path / 'training' / 'checkpoints' / 'last.ckpt'}")
     assert "holds no search" in capsys.readouterr().err
+
+
+def test_a_search_whose_rows_have_all_stopped_stays_as_it_is(run: Path) -> None:
+    """What a requeue does after the last row ran out of patience."""
+    sgd = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1.0", "--model.optimizer.momentum=0.9"]
+    search(run, "--model.patience=1", *sgd, rounds=40)
+    before = outcome(run)
+    with contextlib.suppress(SystemExit):
+        search(run, "--model.patience=1", *sgd, "--ckpt_path=last", rounds=40)
+    assert same(records(run), before[-1]) and same(checkpoint(run)["state_dict"], before[0])
+
+
+def test_other_pictures_under_the_same_names_are_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search(run, rounds=1)
+    source = run.parent / "pictures"
+    (source / "00.png").write_bytes((source / "01.png").read_bytes())
+    from lso_lightning.__main__ import main
+
+    with pytest.raises(SystemExit):
+        main(["fit", f"--config={run / 'config.yaml'}", "--ckpt_path=last", "--trainer.max_epochs=3"])
+    assert "pictures" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_lacks_something_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    search(run, rounds=1)
+    path = run / "checkpoints" / "last.ckpt"
+    state = torch.load(path, weights_only=True)
+    del state["state_dict"]["table.best_z"]
+    torch.save(state, path)
+    with pytest.raises(SystemExit):
+        search(run, "--ckpt_path=last")
+    assert "lacks table.best_z" in capsys.readouterr().err
+
+
+def test_the_density_belongs_to_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A failed attempt's is not taken for a fresh run's; a run's own that is gone is missed."""
+    folder = pictures(run.parent / "reference", n=9)
+
+    def density(rank: int) -> str:
+        options = {"images": str(folder), "rank": rank}
+        init = {"class_path": "lso_lightning.spaces.GaussianDensity", "init_args": options}
+        return "--model.space=" + json.dumps(
+            {"class_path": "tests.optimization.toys.ToySpace", "init_args": {"density": init}}
+        )
+
+    with pytest.raises(ValueError, match="the scorer broke"):
+        search(run, density(2), "--model.objective.die_above=-100", rounds=2)
+    search(run, density(4), rounds=2)
+    assert load_file(run / "density.safetensors")["variances"].shape == (4,)
+    (run / "density.safetensors").unlink()
+    with pytest.raises(SystemExit):
+        search(run, density(4), "--ckpt_path=last", rounds=3)
+    assert "density.safetensors: is gone" in capsys.readouterr().err
 
 
 def test_checkpoints_hold_no_frozen_network(run: Path) -> None:

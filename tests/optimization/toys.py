@@ -64,3 +64,35 @@ class Near(nn.Module):
 
     def forward(self, images: Tensor, starts: Tensor) -> Tensor:
         return 1 - 10 * (images - starts).square().mean((1, 2, 3))
+
+
+class Root(nn.Module):
+    """One minus the root mean square difference: no gradient where both are equal."""
+
+    def forward(self, images: Tensor, starts: Tensor) -> Tensor:
+        return 1 - (images - starts).square().mean((1, 2, 3)).sqrt()
+
+
+class Moody(nn.Module):
+    """Near, but no number once an image has moved far."""
+
+    def forward(self, images: Tensor, starts: Tensor) -> Tensor:
+        value = Near()(images, starts)
+        return torch.where(value < 0.97, torch.full_like(value, torch.nan), value)
+
+
+class Wide(nn.Module):
+    """A similarity of the wrong shape ``(b, 1)``."""
+
+    def forward(self, images: Tensor, starts: Tensor) -> Tensor:
+        return Near()(images, starts)[:, None]
+
+
+class ExactSpace(ToySpace):
+    """Decodes every start to itself, bit for bit, by keeping what encoding loses."""
+
+    def context(self, images: Tensor, rows: Tensor, seed: int) -> dict[str, Tensor]:
+        return {"detail": images - super().decode(self.encode(images), {})}
+
+    def decode(self, z: Tensor, context: dict[str, Tensor]) -> Tensor:
+        return eight_bit(super().decode(z, {}) + context["detail"])
