@@ -14,17 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-
-def checkpoint_folder(run: str | Path) -> Path:
-    """Name the folder that holds a run's checkpoints.
-
-    Args:
-        run: the run directory (`--trainer.default_root_dir`).
-
-    Returns:
-        Absolute path.
-    """
-    return Path(run).resolve() / "checkpoints"
+from lso_lightning.run_directory import checkpoint_folder
 
 
 class BestCheckpoint(ModelCheckpoint):

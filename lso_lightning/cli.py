@@ -6,20 +6,21 @@ import logging
 import re
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
 from jsonargparse import set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 import datamodules  # noqa: F401  (importing makes short class names resolve)
-import lso_lightning.optimization  # noqa: F401
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from callbacks.command_line_wins import CommandLineWins
 from callbacks.graceful_end import GracefulEnd
@@ -27,9 +28,17 @@ from lso_lightning.allocator import keep_freed_memory
 from lso_lightning.checkpoint_io import AtomicCheckpointIO
 from lso_lightning.command_line import near, resolve_configs
 from lso_lightning.errors import UserError
+from lso_lightning.launched_rank import rank_label
+from lso_lightning.optimization import LatentSearch
 from lso_lightning.run_directory import SaveRunConfig, prepare_fit, require_run_checkpoint, resolve_checkpoint
 
 TERMINATED = 143  # what shells report for SIGTERM
+# Lightning's advice that is wrong for a search: values are equal on all ranks, networks frozen, an epoch is one batch
+_ON_PURPOSE = (
+    r"It is recommended to use `self\.log\(.*sync_dist=True\)`",
+    r"Found \d+ module\(s\) in eval mode at the start of training",
+    r"The number of training batches \(1\) is smaller than the logging interval",
+)
 # whose classes may be meant by a short name, by the option it was given to
 _BASES = {"model": L.LightningModule, "data": L.LightningDataModule, "callbacks": L.Callback, "logger": Logger}
 
@@ -73,7 +82,8 @@ class Parser(LightningArgumentParser):
                 message += f" Known here: {', '.join(names)}."
         if self.exit_on_error:
             usage = f"{parser.prog.replace(' [options]', '')} --help"
-            print(f"lso: error: {_without_the_config(message)}\nall options: {usage}", file=sys.stderr)
+            where = f"[{label}] " if (label := rank_label()) else ""
+            print(f"{where}lso: error: {_without_the_config(message)}\nall options: {usage}", file=sys.stderr)
             raise SystemExit(2)
         super().error(message, ex)
 
@@ -91,7 +101,14 @@ def _without_the_config(message: str) -> str:
 class RunCLI(LightningCLI):
     """The command line of a run: one directory, config wins over checkpoint, two checkpoints always."""
 
-    def __init__(self, args: list[str]) -> None:
+    def __init__(self, args: list[str], held: ExitStack) -> None:
+        """Run the command.
+
+        Args:
+            args: command line that begins with the command.
+            held: what must be let go of when the command is over, however it ends.
+        """
+        self._held = held
         # one parser setting per subcommand: LightningCLI does not hand the main parser's down
         settings = {"parser_mode": "omegaconf+", "allow_abbrev": False}
         run_logger = {
@@ -143,7 +160,7 @@ class RunCLI(LightningCLI):
         """Decide about run directory and checkpoint before a model is built."""
         config = self.config[self.subcommand]
         if self.subcommand == "fit":
-            prepare_fit(config)
+            prepare_fit(config, self._held)
         elif config.ckpt_path is not None:
             path = resolve_checkpoint(Path(config.trainer.default_root_dir), config.ckpt_path)
             if path is None:
@@ -159,7 +176,17 @@ class RunCLI(LightningCLI):
             plugins.append(AtomicCheckpointIO())
         if config.get("enable_checkpointing") is False:
             callbacks = [one for one in callbacks if not isinstance(one, (BestCheckpoint, LastCheckpoint))]
-        return super()._instantiate_trainer({**config, "plugins": plugins}, callbacks)
+        own = config.get("callbacks") or []
+        own = list(own) if isinstance(own, (list, tuple)) else [own]
+        if config.get("enable_progress_bar") is False:  # Lightning raises where a config brings a bar of its own
+            own = [one for one in own if not isinstance(one, ProgressBar)]
+        return super()._instantiate_trainer({**config, "plugins": plugins, "callbacks": own}, callbacks)
+
+    def before_fit(self) -> None:
+        """Keep quiet about what a search does on purpose."""
+        if isinstance(self.model, LatentSearch):
+            for message in _ON_PURPOSE:
+                warnings.filterwarnings("ignore", message=message)
 
     def after_fit(self) -> None:
         """Ask a module that has `failure(run directory)` whether its result is usable.
@@ -196,11 +223,16 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
 
 
-def _user_error(error: BaseException | None) -> UserError | None:
-    """The UserError that a constructor raised: jsonargparse wraps it in a ValueError that prints the whole config."""
+def _mistake(error: BaseException | None) -> UserError | None:
+    """The mistake behind an exception: ours, or what Lightning says about a wrong combination of settings.
+
+    One that a constructor raised is wrapped by jsonargparse in a ValueError that prints the whole config.
+    """
     while error is not None:
         if isinstance(error, UserError):
             return error
+        if isinstance(error, MisconfigurationException):
+            return UserError(str(error))
         error = error.__cause__ or error.__context__
     return None
 
@@ -215,16 +247,17 @@ def main(argv: list[str]) -> None:
         UserError: a mistake that a person can mend.
         SystemExit: wrong usage (2), ended by SIGTERM (143), nothing left to do (0).
     """
-    quiet()
     keep_freed_memory()
     args = resolve_configs(argv)
     set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     try:
-        RunCLI(args)
+        with warnings.catch_warnings(), ExitStack() as held:
+            quiet()
+            RunCLI(args, held)
     except SIGTERMException:
         raise SystemExit(TERMINATED) from None
-    except ValueError as error:
-        if mistake := _user_error(error):
+    except (ValueError, MisconfigurationException) as error:
+        if mistake := _mistake(error):
             raise mistake from error
         raise
     finally:

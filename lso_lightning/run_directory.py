@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,37 @@ import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks.checkpoints import checkpoint_folder
 from lso_lightning.checkpoint_io import read_checkpoint
 from lso_lightning.errors import UserError
+from lso_lightning.run_lock import only_writer
 
 NAMED = ("last", "best")  # checkpoints that --ckpt_path knows by name
+_CONFIG = re.compile(r"config(\.\d+)?\.yaml")  # what we write; a user's own `config_x.yaml` may lie beside it
+
+
+def checkpoint_folder(run: str | Path) -> Path:
+    """Name the folder that holds a run's checkpoints.
+
+    Args:
+        run: the run directory (`--trainer.default_root_dir`).
+
+    Returns:
+        Absolute path.
+    """
+    return Path(run).resolve() / "checkpoints"
+
+
+def saved_configs(run: Path) -> list[Path]:
+    """List the configs that fits wrote into a run directory."""
+    return [path for path in sorted(run.glob("config*.yaml")) if _CONFIG.fullmatch(path.name)]
+
+
+def _own_checkpoints(run: Path) -> list[Path]:
+    return sorted(checkpoint_folder(run).glob("*.ckpt"))
+
+
+def _requeue_checkpoints(run: Path) -> list[Path]:
+    return sorted(run.glob("hpc_ckpt_*.ckpt"))
 
 
 def require_writable(run: Path) -> None:
@@ -87,20 +115,19 @@ def require_fresh(run: Path) -> None:
         UserError: it holds checkpoints, ours or those of Lightning's SLURM auto-requeue, which Lightning would load
             without being asked.
     """
-    folder = checkpoint_folder(run)
-    if any(folder.glob("*.ckpt")):
+    if _own_checkpoints(run):
         raise UserError(
-            f"{folder} already holds checkpoints: continue with --ckpt_path last, or choose another"
+            f"{checkpoint_folder(run)} already holds checkpoints: continue with --ckpt_path last, or choose another"
             " --trainer.default_root_dir"
         )
-    for stale in sorted(run.glob("hpc_ckpt_*.ckpt")):
+    for stale in _requeue_checkpoints(run):
         raise UserError(
             f"{stale} was left by Lightning's auto-requeue, which this project replaces: continue from it with"
             f" --ckpt_path {stale}, or remove it"
         )
 
 
-def finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> bool:
+def finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> str | None:
     """Tell whether a checkpoint already is where the fit would stop.
 
     Args:
@@ -109,26 +136,36 @@ def finished(checkpoint: Path, max_epochs: int | None, max_steps: int) -> bool:
         max_steps: `--trainer.max_steps`, in optimiser steps; -1 is no limit.
 
     Returns:
-        True when nothing is left to do.
+        Why nothing is left to do; None when something is.
 
     Raises:
         UserError: the limit is smaller than what is done already, or the file is no training checkpoint.
     """
     stored = require_run_checkpoint(checkpoint)
     done = {
-        "--trainer.max_epochs": (stored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], max_epochs),
-        "--trainer.max_steps": (stored["global_step"], max_steps),
+        "max_epochs": (stored["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], max_epochs),
+        "max_steps": (stored["global_step"], max_steps),
     }
     for option, (count, limit) in done.items():
         if limit is not None and 0 <= limit < count:
             raise UserError(
-                f"{option} {limit} is less than the {count} that {checkpoint} has done; use {count} or more"
+                f"--trainer.{option} {limit} is less than the {count} that {checkpoint} has done; use {count} or more"
             )
-    return any(limit is not None and limit == count for count, limit in done.values())
+    # a search that would be restored with every row stopped could only repeat its last round
+    rows = stored["state_dict"].get("table.done")
+    if rows is not None and len(rows) and bool(rows.all()):
+        return "all rows have stopped"
+    for option, (count, limit) in done.items():
+        if limit == count:
+            return f"{option} {limit} is reached; raise --trainer.{option} to continue"
+    return None
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes `config.yaml` for a fresh fit and `config.1.yaml`, ... for each resume; other commands write nothing."""
+    """Writes `config.yaml` for a fresh fit and `config.1.yaml`, ... for each resume; other commands write nothing.
+
+    A fit into a folder without checkpoints is fresh, and the configs of attempts that failed there are removed.
+    """
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write the config, and check that all ranks continue from the same file.
@@ -151,38 +188,42 @@ class SaveRunConfig(SaveConfigCallback):
                 " the run directory must be on a file system that all nodes share"
             )
         run = Path(trainer.default_root_dir)
-        count = len(list(run.glob("config*.yaml"))) if trainer.is_global_zero else 0
-        count = trainer.strategy.broadcast(count)
         if trainer.is_global_zero:
+            if not _own_checkpoints(run) and not _requeue_checkpoints(run):
+                for stale in saved_configs(run):  # of attempts that ended before there was anything to continue
+                    stale.unlink()
+            count = len(saved_configs(run))
             name = "config.yaml" if count == 0 else f"config.{count}.yaml"
             run.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, str(run / name), skip_unset=False, overwrite=False, multifile=False)
         self.already_saved = True
 
 
-def prepare_fit(config: Any) -> None:
+def prepare_fit(config: Any, held: ExitStack) -> None:
     """Decide what a fit does to its run directory and write the decision into its config.
 
     Args:
         config: parsed config of `fit`; its `ckpt_path` becomes an absolute path or None.
+        held: keeps the run directory locked; the caller closes it when the fit is over.
 
     Raises:
-        UserError: the run directory or the checkpoint cannot be used.
+        UserError: the run directory or the checkpoint cannot be used, or another process is writing there.
         SystemExit: 0 when the run is finished already.
     """
     trainer = config.trainer
-    if trainer.fast_dev_run:
-        return
     run = Path(trainer.default_root_dir)
     require_writable(run)
-    if config.ckpt_path is None:
-        require_fresh(run)
-        return
+    held.enter_context(only_writer(run))
+    if trainer.fast_dev_run:
+        # leaves no checkpoint, but a search writes its archive all the same
+        if _own_checkpoints(run) or _requeue_checkpoints(run):
+            raise UserError(
+                f"--trainer.fast_dev_run would write over the run in {run}; choose another --trainer.default_root_dir"
+            )
     path = resolve_checkpoint(run, config.ckpt_path)
     config.ckpt_path = None if path is None else str(path)
     if path is None:
         require_fresh(run)
-    elif finished(path, trainer.max_epochs, trainer.max_steps):
-        limits = f"max_epochs {trainer.max_epochs}" if trainer.max_steps == -1 else f"max_steps {trainer.max_steps}"
-        rank_zero_only(print)(f"{path}: nothing left to do at {limits}: raise --trainer.max_epochs to continue")
+    elif not trainer.fast_dev_run and (reason := finished(path, trainer.max_epochs, trainer.max_steps)):
+        rank_zero_only(print)(f"{path}: nothing left to do: {reason}")
         raise SystemExit(0)

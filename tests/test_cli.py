@@ -143,3 +143,52 @@ def test_adverts_are_silent_and_warnings_are_not(run: Path, caplog) -> None:
 def test_fast_dev_run_leaves_no_trace(run: Path) -> None:
     fit(run, "--trainer.fast_dev_run=true")
     assert not run.exists() or not list(run.rglob("*.ckpt"))
+
+
+def test_no_progress_bar_wins_over_one_in_a_config(run: Path) -> None:
+    fit(run, "--trainer.callbacks+=RoundProgress", "--trainer.callbacks+=LearningRateMonitor", "--trainer.max_epochs=1")
+    assert load(run)["global_step"] == 4
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_commands_that_a_search_has_not_end_in_one_line(run: Path, command: str, monkeypatch, capsys) -> None:
+    from tests.optimization import searches
+
+    monkeypatch.setattr(searches, "main", lambda args: main([command, *(a for a in args[1:])]))
+    with pytest.raises(SystemExit) as leaving:
+        searches.search(run)
+    assert leaving.value.code == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("lso: error: ")
+
+
+def test_settings_that_lightning_refuses_are_one_line(run: Path, capsys) -> None:
+    from tests.optimization.searches import search
+
+    with pytest.raises(SystemExit) as leaving:
+        search(run, "--trainer.gradient_clip_val=1")
+    assert leaving.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("lso: error: ") and "gradient clipping" in line
+
+
+def test_a_search_does_on_purpose_what_lightning_warns_of(run: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import sys; from pathlib import Path; from tests.optimization.searches import search;"
+        "search(Path(sys.argv[1]), '--trainer.strategy=ddp_fork', '--trainer.devices=2', rounds=2)"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(run)], cwd=root, check=True, capture_output=True, text=True
+    )
+    for noise in ("sync_dist", "eval mode", "logging interval", "eprecat", "Warning"):
+        assert noise not in done.stderr + done.stdout
+    with pytest.warns(match="logging interval"):  # training is told
+        fit(run.with_name("training"), "--trainer.max_epochs=1", "--trainer.log_every_n_steps=50")
+
+
+def test_wrong_usage_names_the_rank(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    assert refused(capsys, ["fit", "--nonsense=1"], 2).startswith("[rank 3] lso: error: ")

@@ -195,3 +195,43 @@ def test_two_ranks_write_one_config_and_resume(run: Path) -> None:
     fit(run, "--trainer.max_epochs=2", "--ckpt_path=last", *ranks)
     assert sorted(path.name for path in run.glob("config*")) == ["config.1.yaml", "config.yaml"]
     assert load(run)["global_step"] == 4  # two batches a rank and epoch
+
+
+def test_a_trial_run_does_not_write_over_a_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.optimization.searches import records, search
+
+    search(run, rounds=2)
+    before = records(run)
+    for more in ([], ["--ckpt_path=last"], [f"--ckpt_path={run}/checkpoints/last.ckpt"]):
+        with pytest.raises(SystemExit) as leaving:
+            search(run, "--trainer.fast_dev_run=true", *more, rounds=2)
+        assert leaving.value.code == 1
+        line = one_line(capsys)
+        assert "fast_dev_run" in line and "--trainer.default_root_dir" in line
+    assert records(run) == before
+
+
+def test_config_is_that_of_what_ran_not_of_a_failed_attempt(run: Path) -> None:
+    for attempt in range(2):
+        with pytest.raises(SystemExit):
+            fit(run, "--model.where=epoch_start", f"--model.micro_batches={attempt + 2}", model="ToySearch")
+    (run / "config_of_mine.yaml").write_text("x: 1\n")
+    fit(run, "--trainer.max_epochs=1", model="ToySearch")
+    assert sorted(path.name for path in run.glob("config*")) == ["config.yaml", "config_of_mine.yaml"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["where"] == ""
+    fit(run, "--trainer.max_epochs=2", "--ckpt_path=last", model="ToySearch")
+    assert (run / "config.1.yaml").is_file()
+
+
+def test_a_search_whose_rows_have_all_stopped_has_nothing_left_to_do(run: Path, capsys) -> None:
+    from tests.optimization.searches import records, search
+
+    search(run, "--model.target=-1", "--model.patience=1", rounds=30)
+    before = records(run)
+    assert bool(load(run)["state_dict"]["table.done"].all()) and len(before) < 30
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as leaving:
+        search(run, "--model.target=-1", "--model.patience=9", "--ckpt_path=last", rounds=60)
+    assert leaving.value.code == 0
+    assert "all rows have stopped" in capsys.readouterr().out
+    assert records(run) == before and not (run / "config.1.yaml").exists()
