@@ -11,6 +11,7 @@ from typing import NoReturn
 from lso_lightning import __version__
 from lso_lightning.command_line import near, resolve_class_files
 from lso_lightning.errors import UserError
+from lso_lightning.launched_rank import rank_label
 
 # handled by Lightning, through cli.py
 LIGHTNING = {
@@ -24,8 +25,9 @@ COMMANDS = {
     "render": ("lso_lightning.commands.render", "render", "turn a run directory into pictures and a report"),
     "edit": ("lso_lightning.commands.edit", "edit", "optimise your own photographs for a score"),
 }
-# failures of the machine that a person can mend and that name a file
-_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+# failures of the machine that a person can mend
+_MENDABLE = _FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT}
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
@@ -89,7 +91,7 @@ def dispatch(args: list[str]) -> None:
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    """Print one line on the error stream and leave.
+    """Print one line on the error stream and leave; ranks other than 0 say which they are.
 
     Args:
         message: what is wrong and what to do.
@@ -98,7 +100,8 @@ def fail(message: str, code: int = 1) -> NoReturn:
     Raises:
         SystemExit: always.
     """
-    print(f"lso: error: {message}", file=sys.stderr)
+    where = f"[{label}] " if (label := rank_label()) else ""
+    print(f"{where}lso: error: {message}", file=sys.stderr)
     raise SystemExit(code)
 
 
@@ -117,6 +120,11 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         fail(" ".join(str(error).split()))
     except OSError as error:
+        if error.errno in _FULL and error.filename is None:  # raised by a write to a file that is open already
+            fail(
+                f"{'no space left on the device' if error.errno == errno.ENOSPC else 'the disk quota is used up'} while"
+                " writing; what is committed is safe: make room and continue with --ckpt_path last"
+            )
         if error.errno not in _MENDABLE or error.filename is None:
             raise
         fail(f"{error.filename}: {error.strerror}")

@@ -30,6 +30,10 @@ def dummy(run: Path, count: int = 1, trouble: str = "") -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(run))
     if trouble == "no name":
         raise OSError(errno.ENOSPC, "No space left on device")
+    if trouble == "quota":
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+    if trouble == "io":
+        raise OSError(errno.EIO, "Input/output error")
     if trouble == "interrupt":
         raise KeyboardInterrupt
     if trouble == "bug":
@@ -94,8 +98,24 @@ def test_mendable_trouble_is_one_line(capsys: pytest.CaptureFixture[str]) -> Non
 def test_bugs_keep_their_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         main(["dummy", "x", "--trouble=bug"])
-    with pytest.raises(OSError, match="No space"):
-        main(["dummy", "x", "--trouble=no name"])
+    with pytest.raises(OSError, match="Input/output"):
+        main(["dummy", "x", "--trouble=io"])
+
+
+@pytest.mark.parametrize(("trouble", "what"), [("no name", "no space left on the device"), ("quota", "disk quota")])
+def test_full_disk_is_one_line_where_the_file_is_not_known(trouble: str, what: str, capsys) -> None:
+    assert code_of(["dummy", "x", f"--trouble={trouble}"]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and what in err and "continue with --ckpt_path last" in err
+
+
+def test_other_ranks_say_who_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RANK", "0")
+    assert code_of(["dummy", "x", "--trouble=user"]) == 1
+    assert capsys.readouterr().err.startswith("lso: error: ")
+    monkeypatch.setenv("RANK", "2")
+    assert code_of(["dummy", "x", "--trouble=user"]) == 1
+    assert capsys.readouterr().err == "[rank 2] lso: error: two words and a second line\n"
 
 
 def test_class_in_a_file(tmp_path: Path, clean_imports: None) -> None:
