@@ -4,22 +4,24 @@ ENV := .venv
 STAMP := $(ENV)/.installed
 BIN := $(ENV)/bin
 
-# photographs beside the checkout are used by the tests when they are there; the demo wants them named
+# photographs beside the checkout are used by the tests when they are there; demo and bench want them named
 REAL_FOR_TESTS := $(if $(REAL),$(REAL),$(wildcard ../shared/real))
+BENCHMARKS := $(filter-out benchmarks/__init__.py benchmarks/results_file.py,$(wildcard benchmarks/*.py))
 
-.PHONY: demo test lint bench
+.PHONY: demo test lint bench require-real
 
 $(STAMP): setup.cfg requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(ENV)
-	$(BIN)/python -m pip install --quiet -c requirements.lock -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -c requirements.lock -e ".[all,dev]"
 	touch $(STAMP)
 
-demo: $(STAMP)
-ifdef REAL
-	$(BIN)/python benchmarks/real_photos.py --real $(REAL) --out runs/demo
-else
-	@echo "make demo needs photographs: make demo REAL=path/to/photos"
-endif
+require-real:
+	@test -n "$(REAL)" || { echo "make $(MAKECMDGOALS) needs photographs: make $(MAKECMDGOALS) REAL=path/to/folder" >&2; exit 1; }
+	@test -d "$(REAL)" || { echo "make $(MAKECMDGOALS): there is no folder $(REAL)" >&2; exit 1; }
+
+# the order matters: nothing is installed before REAL is known to be there
+demo: | require-real $(STAMP)
+	$(BIN)/python benchmarks/real_photos.py --real "$(REAL)" --out runs/demo
 
 test: $(STAMP)
 	LSO_REAL="$(REAL_FOR_TESTS)" $(BIN)/python -m pytest
@@ -28,8 +30,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMP)
-	@set -e; for race in benchmarks/[a-z]*.py; do \
-	    if test "$$race" = benchmarks/real_photos.py; then continue; fi; \
-	    test -e "$$race" || { echo "no benchmark here yet"; exit 0; }; \
-	    echo "== $$race"; $(BIN)/python "$$race"; done
+# each benchmark once, with the options it has; its run folder goes when its numbers are written
+bench: | require-real $(STAMP)
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; set -e; for race in $(BENCHMARKS); do \
+	    set --; \
+	    if grep -q '"--real"' $$race; then set -- "$$@" --real "$(REAL)"; fi; \
+	    if grep -q '"--out"' $$race; then set -- "$$@" --out "$$scratch/$$(basename $$race .py)"; fi; \
+	    echo "== $$race"; $(BIN)/python $$race "$$@"; done

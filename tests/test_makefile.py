@@ -1,0 +1,64 @@
+"""What `make demo` and `make bench` run, without running it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what make looks at, with an interpreter that prints its command line."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "requirements.lock", "pyproject.toml"):
+        (tmp_path / name).touch()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "RAN $*"\n')
+    python.chmod(0o755)
+    (tmp_path / ".venv" / ".installed").touch()
+    (tmp_path / "my real").mkdir()
+    return tmp_path
+
+
+def make(checkout: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    # a make that runs these tests must not hand its own variables down
+    environment = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MFLAGS", "REAL")}
+    return subprocess.run(["make", *args], cwd=checkout, env=environment, check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("goal", ["demo", "bench"])
+def test_missing_photographs_are_said_before_anything_is_done(checkout: Path, goal: str) -> None:
+    (checkout / ".venv" / ".installed").unlink()
+    for real in ([], ["REAL=nowhere"]):
+        done = make(checkout, goal, *real)
+        assert done.returncode != 0 and "RAN" not in done.stdout
+        assert (f"make {goal} REAL=path/to/folder" if not real else "no folder nowhere") in done.stderr
+
+
+def test_demo_takes_a_relative_folder(checkout: Path) -> None:
+    done = make(checkout, "demo", "REAL=my real")
+    assert done.returncode == 0, done.stderr
+    assert "RAN benchmarks/real_photos.py --real my real --out runs/demo" in done.stdout
+
+
+def test_bench_runs_every_benchmark_with_the_options_it_has(checkout: Path) -> None:
+    (checkout / "benchmarks" / "toy.py").write_text("pass\n")
+    done = make(checkout, "bench", "REAL=my real")
+    assert done.returncode == 0, done.stderr
+    ran = dict(line.split(" ", 2)[1:] if line.count(" ") > 1 else (line[4:], "")
+               for line in done.stdout.splitlines() if line.startswith("RAN "))  # fmt: skip
+    assert ran["benchmarks/step_overhead.py"] == "--real my real"
+    assert ran["benchmarks/real_photos.py"].startswith("--real my real --out /")
+    assert ran["benchmarks/toy.py"] == ""
+    assert not {"benchmarks/__init__.py", "benchmarks/results_file.py"} & set(ran)
+    (checkout / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 3\n")
+    assert make(checkout, "bench", "REAL=my real").returncode != 0
