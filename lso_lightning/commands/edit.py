@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 from lso_lightning.errors import UserError
 from lso_lightning.images import encode_png
@@ -15,7 +17,7 @@ def edit(
     faithfulness: str = "lso_lightning.objectives.StructuralSimilarity",
     floor: float = 0.8,
     judge: str | None = None,
-    like: str | None = None,
+    pool: str | None = None,
     out: Path | None = None,
     size: int = 256,
     rounds: int = 30,
@@ -33,7 +35,8 @@ def edit(
         faithfulness: class of the similarity to the start image, (images, starts) to (b,).
         floor: least faithfulness of the result, in its unit.
         judge: class of a second score, only measured.
-        like: folder of pictures of the kind expected; a photo unlike them is refused.
+        pool: folder of at least 32 real pictures, cropped like the photo and scored once each by the objective: the
+            search begins towards the high-scoring ones and follows how they vary; a photo unlike them is refused.
         out: run folder; the result is its edited.png. Default: runs/edit-NAME.
         size: side of the result in pixels.
         rounds: gradient steps.
@@ -69,8 +72,15 @@ def edit(
         f"--trainer.default_root_dir={out}",
         "--ckpt_path=last",  # an edit that was killed goes on
     ]
-    optional = {"model.init_args.judge": judge, "model.init_args.target": target, "model.init_args.gain": gain,
-                "data.init_args.like": like}  # fmt: skip
+    optional: dict[str, Any] = {"judge": judge, "target": target, "gain": gain}
+    optional = {f"model.init_args.{name}": value for name, value in optional.items()}
+    if pool is not None:
+        step = {"class_path": "lso_lightning.spaces.PoolDirection", "init_args": {"images": pool}}
+        density = {"class_path": "lso_lightning.spaces.GaussianDensity", "init_args": {"images": pool, "rank": 256}}
+        optional |= {
+            "data.init_args.like": pool, "model.init_args.first_step": json.dumps(step),
+            "model.init_args.space.init_args.density": json.dumps(density), "model.init_args.precondition": 0.5,
+        }  # fmt: skip
     arguments += [f"--{name}={value}" for name, value in optional.items() if value is not None]
     try:
         main(arguments)

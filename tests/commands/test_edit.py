@@ -45,6 +45,12 @@ def test_an_unreachable_floor_is_said_and_the_nearest_picture_kept(
     assert (tmp_path / "run" / "edited.png").is_file()
 
 
+def test_with_a_pool(photo: Path, tmp_path: Path) -> None:
+    pool = face_photos(tmp_path / "pool", 40, 32)
+    main(arguments(photo, tmp_path, f"--pool={pool}", "--floor=0.5"))
+    assert int(checkpoint(tmp_path / "run")["state_dict"]["table.queries"]) == 40 + 1 + 6
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
