@@ -128,14 +128,19 @@ def main() -> None:
     identity = args.identity or (f"{args.real / 'faces.py'}:IdentityProxy" if args.task == "older" else None)
     began = time.monotonic()
     keys = pick(args.real, args.count, below=0.0 if args.task == "smile" else float("inf"))
-    lso([
-        "fit", "--config=optimize/autoencoder_gradient.yaml", f"--data.source={args.real / 'photos'}",
+    fit = [
+        "fit", "--config=optimize/autoencoder_gradient", f"--data.source={args.real / 'photos'}",
         f"--data.like={args.real / 'photos'}", "--data.size=128", f"--data.keys={json.dumps(keys)}",
         *recipe(args.real, args.task),
         *([f"--model.judge={args.judge}"] if args.judge else []),
         *([f"--model.measured_identity={identity}"] if identity else []),
-        f"--trainer.max_epochs={args.rounds}", f"--trainer.default_root_dir={args.out}",
-    ])  # fmt: skip
+        f"--trainer.max_epochs={args.rounds}", f"--trainer.default_root_dir={args.out}", "--ckpt_path=last",
+    ]  # fmt: skip
+    try:
+        lso(fit)
+    except SystemExit as done:  # 0: a finished run, shown again
+        if done.code:
+            raise
     lso(["render", str(args.out)])
     seconds, pool = time.monotonic() - began, len(list((args.real / "photos").iterdir()))
     options = f"--task {args.task} --count {args.count} --rounds {args.rounds}"

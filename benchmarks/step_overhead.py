@@ -78,8 +78,8 @@ def main() -> None:
     lines = [
         "64 rows, 128 px, TAESD, SmileScore and IdentityProxy, micro-batches of 8, CPU,"
         f" {torch.get_num_threads()} threads; {len(ratios)} pairs in one process. The bare step makes one backward pass"
-        " for a weighted sum; ours makes two through the scorers and one through the decoder, keeps a floor per row, and"
-        " its time includes archive, checkpoint and logs.",
+        " for a weighted sum; ours makes two through the scorers and one through the decoder, keeps a floor per row,"
+        " and its time includes archive, checkpoint and logs.",
         "",
         "| | median | min | max |",
         "|---|---|---|---|",
