@@ -18,6 +18,7 @@ from lso_lightning.optimization.archive import NOTHING, START, Archive, stored_i
 from lso_lightning.optimization.evaluation import Measures, MicroBatch
 from lso_lightning.optimization.identity import describe, require_same
 from lso_lightning.optimization.preparation import fit_on_pool
+from lso_lightning.optimization.scalars import round_scalars
 from lso_lightning.optimization.table import VALUES, LatentTable
 from lso_lightning.spaces import PoolDirection, SearchSpace
 from lso_lightning.weights import weights_id
@@ -45,6 +46,8 @@ class LatentSearch(LightningModule):
         patience: a row stops after so many rounds without improvement; None: never.
         seed: of all randomness of the search.
         first_step: where rows begin, from their encodings: towards high-scoring pictures of a pool; None: nowhere.
+        threads: CPU threads of each process; with the same number, one rank and many agree bit for bit. None: all cores
+            for one rank, its share for each of several.
     """
 
     automatic_optimization = False
@@ -65,8 +68,12 @@ class LatentSearch(LightningModule):
         patience: int | None = None,
         seed: int = 0,
         first_step: PoolDirection | None = None,
+        threads: int | None = None,
     ) -> None:
         super().__init__()
+        if threads is not None and threads < 1:
+            raise UserError(f"model.threads: {threads}, expected at least 1")
+        self.threads = threads
         self.first_step = first_step
         if (faithfulness is None) != (floor is None):
             raise UserError("model.faithfulness and model.floor belong together: give both or neither")
@@ -101,6 +108,8 @@ class LatentSearch(LightningModule):
             raise UserError(f"--trainer.precision {self.trainer.precision}: a search knows 32-true and bf16-mixed")
         if any(getattr(callback, "every_seconds", 0) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise UserError("last_checkpoint.every_seconds: a search checkpoints every round, leave it at 0")
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
         self.data = data
         self.space.configure(data.size)
         self.table = LatentTable(len(data.keys), self.space.dim, self.floor)
@@ -286,26 +295,10 @@ class LatentSearch(LightningModule):
             self._parquet_written = time.monotonic()
 
     def _log_round(self, values: Tensor, active: Tensor) -> None:
-        table = self.table
-        now = values[active]
-        means = {name: now[:, i].nanmean() for i, name in enumerate(VALUES) if not bool(now[:, i].isnan().all())}
-        scalars = {f"search/{name}": value for name, value in means.items()}
-        scalars |= {
-            "search/best": table.best_score[~table.failed].mean(),
-            "search/feasible": table.best_feasible.float().mean(),
-            "search/improvements": table.improvements.float(),
-            "search/active_rows": active.float().sum(),
-            "z/norm": table.z.detach().norm(dim=1).mean(),
-            "z/moved": (table.z.detach() - table.start_z).norm(dim=1).mean(),
-            "z/std": table.z.detach().std(),
-        }
-        if self.space.density is not None:
-            scalars["z/log_prior"] = self.space.log_prior(table.z.detach()).mean()
-        scalars |= self.extra_scalars()
-        shown = {"search/best", "search/feasible"}
-        for name, value in scalars.items():
+        for name, value in (round_scalars(self.table, values, active, self.space) | self.extra_scalars()).items():
             # equal on every rank already: reducing them would cost a collective each and change nothing
-            self.log(name, value.detach(), prog_bar=name in shown, on_step=False, on_epoch=True, batch_size=1)
+            shown = name in ("search/best", "search/feasible")
+            self.log(name, value.detach(), prog_bar=shown, on_step=False, on_epoch=True, batch_size=1)
 
     # ---- after the last round, and checkpoints ----------------------------------------------------------------------
 

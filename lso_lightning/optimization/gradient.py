@@ -47,6 +47,8 @@ class GradientSearch(LatentSearch):
         patience: a row stops after so many rounds without improvement; None: never.
         seed: of all randomness of the search.
         first_step: where rows begin, from their encodings: towards high-scoring pictures of a pool; None: nowhere.
+        threads: CPU threads of each process; with the same number, one rank and many agree bit for bit. None: all cores
+            for one rank, its share for each of several.
     """
 
     def __init__(
@@ -74,10 +76,11 @@ class GradientSearch(LatentSearch):
         patience: int | None = None,
         seed: int = 0,
         first_step: PoolDirection | None = None,
+        threads: int | None = None,
     ) -> None:
         super().__init__(
             space, objective, faithfulness, floor, target, gain, judge, measured_identity, images, patience, seed,
-            first_step,
+            first_step, threads,
         )  # fmt: skip
         self.constraint = constraint or AugmentedLagrangian()
         self.make_optimizer, self.make_scheduler = optimizer, scheduler

@@ -221,6 +221,7 @@ def test_a_broken_objective_loses_no_committed_round(run: Path, tmp_path: Path) 
         ("--model.images=0", "positive number"),
         ("--data.source=nowhere", "nowhere"),
         ("--model.patience=0", "patience"),
+        ("--model.threads=0", "threads"),
         ("--model.floor=.nan", "floor"),
         ("--model.clip=-1", "clip"),
         ("--model.optimizer=torch.optim.SGD --model.optimizer.lr=1 --model.optimizer.maximize=true", "maximize"),
@@ -299,6 +300,15 @@ def test_bf16(run: Path) -> None:
     search(run, "--trainer.precision=bf16-mixed")
     assert best(run, "z").dtype == torch.float32
     assert (best(run, "best_score") > best(run, "start_score")).all()
+
+
+def test_threads_are_an_explicit_setting(run: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        search(run, "--model.threads=2", rounds=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_same_seed_gives_the_same_search(run: Path, tmp_path: Path) -> None:
