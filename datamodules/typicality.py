@@ -16,6 +16,7 @@ from lso_lightning.images import SUFFIXES, from_uint8, read_image
 _SIDE = 64  # pixels at which pictures are compared, at most
 _FEWEST = 32  # pictures that can say what is usual
 _EDGE_DIRECTIONS, _SHAPE_DIRECTIONS = 16, 32  # found on aligned photos of faces: few for edges, which vary more
+_SMOOTH = 9.99  # strangeness of a picture without content
 _MARGIN = torch.tensor([1.015, 1.05])  # over the strangest reference picture; edges are on a log scale
 
 
@@ -56,7 +57,8 @@ class Typicality:
             raise UserError(f"data.like {path}: a folder of at least {_FEWEST} pictures is needed (found {len(files)})")
         images = from_uint8(torch.stack([read_image(f, min(size, _SIDE) // 8 * 8) for f in files]))
         self.count = len(files)
-        self.contrast = float(_thumbnails(images).norm(dim=1).median())
+        self.contrast = float(_thumbnails(images).norm(dim=1).min())
+        self.detail = float(_detail(images).min())
         # each half is judged by the other: no picture vouches for itself
         even = torch.arange(len(images)) % 2 == 0
         held_out = torch.cat([_distances(images[a], *_fit(images[b])) for a, b in ((even, ~even), (~even, even))], 1)
@@ -66,8 +68,9 @@ class Typicality:
     def strangeness(self, images: Tensor) -> Tensor:
         """Of images ``(b, 3, h, w)`` in [0, 1]: up to 1 as strange as the reference pictures, above 1 stranger."""
         found = (_distances(images, *self.parts) / self.limits[:, None]).amax(0)
-        flat = _thumbnails(images).norm(dim=1) < 0.1 * self.contrast
-        return torch.where(flat, torch.full_like(found, torch.inf), found)
+        # too smooth is strange as well: half of the smoothest reference picture
+        smooth = (_thumbnails(images).norm(dim=1) < 0.5 * self.contrast) | (_detail(images) < 0.5 * self.detail)
+        return torch.where(smooth, found.clamp_min(_SMOOTH), found)
 
 
 def _fit(images: Tensor) -> tuple[_Subspace, _Subspace]:
@@ -87,8 +90,15 @@ def _subspace(features: Tensor, directions: int) -> _Subspace:
 
 
 def _thumbnails(images: Tensor) -> Tensor:
-    small = F.interpolate(images, (16, 16), mode="area").flatten(1)
-    return small - small.mean(1, keepdim=True)
+    small = F.interpolate(images, (16, 16), mode="area")
+    return (small - small.mean((2, 3), keepdim=True)).flatten(1)
+
+
+def _detail(images: Tensor) -> Tensor:
+    """Mean step between neighbouring pixels at the common size ``(b,)``."""
+    side = min(images.shape[-1], _SIDE)
+    gray = F.interpolate(images, (side, side), mode="area").mean(1)
+    return gray.diff(dim=1).abs().mean((1, 2)) + gray.diff(dim=2).abs().mean((1, 2))
 
 
 def _shapes(images: Tensor) -> Tensor:

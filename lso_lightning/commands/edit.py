@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,11 @@ def edit(
             "edit: --autoencoder DIR (a diffusers folder) and --objective CLASS (file.py:Class) are needed; the picture"
             " is searched in the latents of the one for a higher score of the other"
         )
+    if rounds < 1:
+        raise UserError(f"edit --rounds {rounds}: expected at least 1")
     out = out or Path("runs") / f"edit-{photo.stem}"
+    continued = _continued(out, photo, [autoencoder, objective, faithfulness, floor, judge, pool, size, target, gain,
+                                        keep_detail, views])  # fmt: skip
     from lso_lightning.__main__ import main
     from lso_lightning.commands.render import summary
     from lso_lightning.results import decode_missing, read_run
@@ -70,7 +75,7 @@ def edit(
         f"--model.init_args.views.init_args.count={views}",
         f"--trainer.max_epochs={rounds}",
         f"--trainer.default_root_dir={out}",
-        "--ckpt_path=last",  # an edit that was killed goes on
+        *(["--ckpt_path=last"] if continued else []),  # an edit that was killed goes on
     ]
     optional: dict[str, Any] = {"judge": judge, "target": target, "gain": gain}
     optional = {f"model.init_args.{name}": value for name, value in optional.items()}
@@ -107,3 +112,18 @@ def edit(
             f" {out / 'edited.png'}; lower --floor, or is it a picture the networks know?"
         )
     print(f"before and after: {photo}, {out / 'edited.png'}")
+
+
+def _continued(out: Path, photo: Path, settings: list[Any]) -> bool:
+    """Whether the run folder holds this very edit already; notes in it which one it holds.
+
+    Raises:
+        UserError: it holds another edit, whose picture must not pass for this one's.
+    """
+    note, told = out / "edit.json", {"photo": hashlib.sha256(photo.read_bytes()).hexdigest(), "settings": settings}
+    started = (out / "checkpoints").is_dir()
+    if started and (not note.is_file() or json.loads(note.read_text()) != json.loads(json.dumps(told))):
+        raise UserError(f"{out} holds the edit of another picture or with other settings: give --out another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(told))
+    return started

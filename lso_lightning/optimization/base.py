@@ -304,6 +304,8 @@ class LatentSearch(LightningModule):
 
     def on_train_end(self) -> None:
         on_rank_zero(self.archive.write_parquet)
+        if self.global_rank == 0:
+            print(f"pictures and a table: lso render {self.trainer.default_root_dir}", flush=True)
 
     def failure(self, run: Path) -> str | None:
         """What the command line reports, with a non-zero exit code, after a search that lost rows."""

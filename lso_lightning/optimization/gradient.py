@@ -147,14 +147,14 @@ class GradientSearch(LatentSearch):
             likeness = self.regularizer_weight * similarity
         target = self.table.target[batch.rows]
         if self.views is None:
-            score = self.measures.scores(images)
+            score = _differentiable(self.measures.scores(images))
             merit = self._bend(score, target) + likeness
             (gradient,) = torch.autograd.grad(merit.sum(), images)
             return score.detach(), merit.detach(), gradient
         with torch.no_grad():
             score = self.measures.scores(images)
         views = self.views(images, batch.rows, self.seed, int(self.table.rounds))
-        seen = self.measures.scores(views).unflatten(0, (-1, len(images)))
+        seen = _differentiable(self.measures.scores(views)).unflatten(0, (-1, len(images)))
         (gradient,) = torch.autograd.grad((self._bend(seen, target).mean(0) + likeness).sum(), images)
         return score, self._bend(score, target) + likeness.detach(), gradient
 
@@ -204,6 +204,16 @@ class GradientSearch(LatentSearch):
 
     def extra_scalars(self) -> dict[str, Tensor]:
         return {} if self.floor is None else {"search/multiplier": self.constraint.multiplier.mean()}
+
+
+def _differentiable(scores: Tensor) -> Tensor:
+    """The scores, if a gradient can go through them."""
+    if not scores.requires_grad:
+        raise UserError(
+            "model.objective: no gradient reaches the image (is there a detach, no_grad, numpy or uint8 inside?);"
+            " a gradient search needs a differentiable score"
+        )
+    return scores
 
 
 def _row_by_row(make: OptimizerCallable) -> bool:

@@ -38,6 +38,7 @@ def fit_on_pool(search: LatentSearch, run: Path, fresh: bool) -> Tensor | None:
         if folder not in pools:
             wanted = first_step is not None and first_step.folder == folder
             score = search.measures.scores if wanted else None
+            print(f"pool: encoding the pictures of {folder}{' and scoring each once' if wanted else ''}", flush=True)
             pools[folder] = encode_folder(folder, search.space.encode, search.data.size, search.device, score)
         return pools[folder]
 

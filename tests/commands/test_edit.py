@@ -78,9 +78,11 @@ def test_a_second_call_goes_on_and_another_picture_is_refused(
     main(arguments(photo, tmp_path, "--floor=0.5"))
     assert (tmp_path / "run" / "edited.png").read_bytes() == before
     other = sorted(photo.parent.glob("*.png"))[1]
-    with pytest.raises(SystemExit):
-        main(arguments(other, tmp_path, "--floor=0.5", "--rounds=9"))
-    assert "another start images" in capsys.readouterr().err
+    for changed in (arguments(other, tmp_path, "--floor=0.5"), arguments(photo, tmp_path, "--floor=0.6")):
+        with pytest.raises(SystemExit) as leaving:
+            main(changed)
+        assert leaving.value.code == 1
+        assert "holds the edit of another picture" in capsys.readouterr().err
     assert (tmp_path / "run" / "edited.png").read_bytes() == before
 
 

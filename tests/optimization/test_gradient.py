@@ -221,6 +221,7 @@ def test_a_broken_objective_loses_no_committed_round(run: Path, tmp_path: Path) 
         ("--model.images=0", "positive number"),
         ("--data.source=nowhere", "nowhere"),
         ("--model.patience=0", "patience"),
+        ("--model.objective=tests.optimization.toys.Blind", "no gradient reaches the image"),
         ("--model.threads=0", "threads"),
         ("--model.floor=.nan", "floor"),
         ("--model.clip=-1", "clip"),

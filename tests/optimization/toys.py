@@ -96,3 +96,10 @@ class ExactSpace(ToySpace):
 
     def decode(self, z: Tensor, context: dict[str, Tensor]) -> Tensor:
         return eight_bit(super().decode(z, {}) + context["detail"])
+
+
+class Blind(Red):
+    """Red without a gradient."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.detach())
