@@ -102,7 +102,7 @@ def edit(
     (row,) = rows
     if row.after is None:
         raise UserError(f"{photo}: no acceptable picture found")
-    (out / "edited.png").write_bytes(encode_png(row.after, 6))
+    (out / "edited.png").write_bytes(encode_png(row.after, small=True))
     if code:
         print(f"the search ended early; its best picture until then: {out / 'edited.png'}")
         raise SystemExit(code)

@@ -28,10 +28,10 @@ def render(run: Path, columns: int = 8) -> None:
     for row in rows:
         for name, image in (("before", row.before), ("after", row.after)):
             if image is not None:
-                (out / f"{row.row:04d}-{Path(row.key).stem}-{name}.png").write_bytes(encode_png(image, 6))
+                (out / f"{row.row:04d}-{Path(row.key).stem}-{name}.png").write_bytes(encode_png(image, small=True))
     pairs = [torch.cat([r.before, r.after], dim=1) for r in rows if r.before is not None and r.after is not None]
     if pairs:
-        (out / "grid.png").write_bytes(encode_png(grid(torch.stack(pairs), min(columns, len(pairs))), 6))
+        (out / "grid.png").write_bytes(encode_png(grid(torch.stack(pairs), min(columns, len(pairs))), small=True))
     _write_table(out / "table.csv", rows)
     print(summary(rows))
     print(f"{len(pairs)} before/after pairs, grid.png (before above after) and table.csv in {out}")
