@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from datamodules.scores_file import is_number, read_scores
 from datamodules.typicality import Typicality
 from lso_lightning.errors import UserError
 from lso_lightning.images import MIN_SIDE, SUFFIXES, from_uint8, read_image
@@ -81,13 +81,9 @@ def _score(label: _Member, key: str) -> float | None:
     except ValueError as error:
         raise UserError(f"{label.shard}: the .json of {key} is no JSON ({error})") from None
     score = table.get("score") if isinstance(table, dict) else None
-    if score is not None and not _is_number(score):
+    if score is not None and not is_number(score):
         raise UserError(f"{label.shard}: the .json of {key} has score {score!r}, expected a finite number")
     return score
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class StartImages(LightningDataModule):
@@ -182,19 +178,7 @@ class StartImages(LightningDataModule):
         return [(k, read_image(members[k][0].read(k), self.size, name=f"{members[k][0].shard}:{k}")) for k in chosen]
 
     def _read_scores(self) -> dict[str, float]:
-        if self.scores_file is None:
-            return {}
-        path = Path(self.scores_file).expanduser()
-        try:
-            table = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"data.scores {path}: not a readable JSON file ({error})") from None
-        if not isinstance(table, dict):
-            raise UserError(f"data.scores {path}: a {type(table).__name__}, expected one object {{file name: score}}")
-        if bad := [key for key, value in table.items() if not _is_number(value)]:
-            found = f"{bad[0]} has {str(table[bad[0]])[:40]!r}"
-            raise UserError(f"data.scores {path}: {found}, expected finite numbers ({len(bad)} are none)")
-        return table
+        return {} if self.scores_file is None else read_scores("data.scores", self.scores_file)
 
     def _filter(self, labels: dict[str, float | None]) -> list[str]:
         """Keys of the rows, from every key and its score (or None)."""

@@ -1,0 +1,76 @@
+"""A loader that can begin anywhere in an epoch; where that is, Lightning's own progress says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from lso_lightning.errors import UserError
+
+
+class Samples(Protocol):
+    """A data set that makes a whole batch from its rows."""
+
+    epoch: int
+
+    def __getitem__(self, rows: np.ndarray) -> dict[str, Any]: ...
+
+
+def as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """Collate nothing: the data set made a batch (a function, because spawned workers cannot take a lambda)."""
+    return batch
+
+
+class EpochLoader:
+    """Iterates over the batches of one epoch after the other.
+
+    Lightning leaves a loader alone that is no `DataLoader`: no sampler of its own is put into it. Ranks and workers
+    change nothing, because a batch is planned as a list of rows and workers get whole batches.
+
+    Args:
+        samples: rows -> batch; read in worker processes.
+        plan: epoch -> the batches of this rank in that epoch, each ``(b,)`` rows.
+        length: batches of an epoch.
+        position: -> (epoch, number of its first batches that are done already); asked when an epoch begins.
+        workers: processes that read ahead; 0 reads in this one.
+    """
+
+    def __init__(
+        self,
+        samples: Samples,
+        plan: Callable[[int], Sequence[np.ndarray]],
+        length: int,
+        position: Callable[[], tuple[int, int]],
+        workers: int = 0,
+    ) -> None:
+        self.samples, self.plan, self.length, self.position, self.workers = samples, plan, length, position, workers
+
+    def __len__(self) -> int:
+        """Batches of an epoch; with it Lightning neither reads ahead nor guesses the end."""
+        return self.length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        epoch, done = self.position()
+        batches = self.plan(epoch)
+        self.samples.epoch = epoch  # before workers start, and for that reason new workers each epoch
+        loader: DataLoader[dict[str, Any]] = DataLoader(
+            self.samples,  # type: ignore[arg-type]  # torch's type has no room for a batch as index
+            batch_size=None, sampler=[batches[k] for k in range(done, len(batches))],
+            collate_fn=as_it_is, num_workers=self.workers, pin_memory=torch.cuda.is_available(),
+        )  # fmt: skip
+        try:
+            yield from loader
+        except UserError as error:
+            # torch puts a worker's whole traceback into the message
+            raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing; that the method is there tells Lightning that this loader can resume."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Ignore the state: the position comes from the trainer's progress."""

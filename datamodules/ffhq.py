@@ -1,0 +1,260 @@
+"""FFHQ, or any pictures that `lso pack` packed: batches that are the same whatever ranks and workers read them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from datamodules.epoch_boundary import begin_epoch_again, position
+from datamodules.epoch_loader import EpochLoader
+from datamodules.epoch_plan import TrainBatches, ValidationBatches, epoch_order
+from datamodules.scores_file import read_scores
+from datamodules.shards import ShardReader, ShardSet
+from lso_lightning.errors import UserError
+from lso_lightning.images import from_uint8, read_image
+from lso_lightning.seeding import generator
+
+
+class PackedImages:
+    """Rows -> batch of uint8 images with their labels; what runs in worker processes.
+
+    Args:
+        shards: the packed data.
+        scores: ``(n,)`` score of each row of `shards`, NaN where there is none.
+        seed: of the flips.
+        flip: chance that an image is mirrored.
+        structure: whether batches carry structure maps.
+    """
+
+    def __init__(
+        self, shards: ShardSet, scores: np.ndarray, seed: int = 0, flip: float = 0.0, structure: bool = False
+    ) -> None:
+        self.shards, self.seed, self.flip, self.structure = shards, seed, flip, structure
+        self.reader = ShardReader(shards.folder)
+        self.scores = torch.from_numpy(scores.astype(np.float32))
+        self.attributes = torch.from_numpy(shards.attribute_table())
+        odd = set(shards.manifest["mirrored"])
+        self.mirror = torch.tensor([-1.0 if name in odd else 1.0 for name in shards.attributes])
+        self.epoch = 0
+        self._flips: tuple[int, Tensor] | None = None  # (epoch, chances of all rows)
+
+    def _flipped(self, rows: np.ndarray) -> Tensor:
+        """Which of the rows are mirrored in this epoch, ``(b,)`` bool; depends on seed, epoch and row alone."""
+        if self._flips is None or self._flips[0] != self.epoch:
+            chances = torch.rand(len(self.shards), generator=generator(self.seed, "flip", self.epoch))
+            self._flips = self.epoch, chances
+        return self._flips[1][torch.from_numpy(rows)] < self.flip
+
+    def _pictures(self, rows: np.ndarray, structure: bool = False) -> Tensor:
+        images = []
+        for row in rows:
+            key, place = str(self.shards.table["key"][row]), self.shards.place(row, structure)
+            images.append(read_image(self.reader.read(place, key), name=f"{self.shards.folder / place.shard}:{key}"))
+        return torch.stack(images)
+
+    def __getitem__(self, rows: np.ndarray) -> dict[str, Any]:
+        """The batch of rows ``(b,)``; images are uint8, converted after the transfer to the device."""
+        flipped = self._flipped(rows)
+        wide = flipped[:, None, None, None]
+        images, index = self._pictures(rows), torch.from_numpy(rows)
+        attributes = self.attributes[index]
+        batch: dict[str, Any] = {
+            "image": torch.where(wide, images.flip(-1), images),
+            "key": [str(key) for key in self.shards.table["key"][rows]],
+            "score": self.scores[index],
+            "caption": [str(caption) for caption in self.shards.table["caption"][rows]],
+            "attributes": torch.where(flipped[:, None], attributes * self.mirror, attributes),
+        }
+        if self.structure:
+            maps = self._pictures(rows, structure=True)[:, :1]  # gray: three equal channels
+            batch["structure"] = torch.where(wide, maps.flip(-1), maps)
+        return batch
+
+
+class FFHQ(L.LightningDataModule):
+    """Training and validation batches from shards that `lso pack` wrote.
+
+    A batch is ``{"image": (b, 3, h, w) in [0, 1], "key": list[str], "score": (b,), "caption": list[str],
+    "attributes": (b, k)}``, and ``"structure": (b, 1, h, w)`` on request. Which samples a step sees depends on the seed
+    and on `batch_size` times the number of ranks, not on ranks, workers or shards; a resumed run goes on with the
+    very next sample.
+
+    Args:
+        shards: folder that `lso pack` wrote; its resolution is the images'.
+        batch_size: images per rank and step.
+        score_range: ``[min, max)``: only images with a score in it.
+        where: further ranges ``[min, max)`` by column: score, or an attribute of the data set.
+        keys: only these images, by key or by original file name.
+        scores: flat JSON ``{file name: score}`` that is used instead of the packed scores.
+        flip: chance that a training image is mirrored; attributes with a side change sign with it.
+        structure: load structure maps, if the data set has them.
+        window: shards that are mixed with each other within an epoch; fewer read more locally, which slow disks like.
+        workers: reading processes per rank; 0 reads in the training process.
+        seed: of the order and the flips.
+
+    Raises:
+        UserError: not a packed data set, a damaged shard, an unknown column or key, no image left.
+    """
+
+    def __init__(
+        self,
+        shards: str,
+        batch_size: int = 32,
+        score_range: tuple[float, float] | None = None,
+        where: dict[str, tuple[float, float]] | None = None,
+        keys: list[str] | None = None,
+        scores: str | None = None,
+        flip: float = 0.5,
+        structure: bool = False,
+        window: int = 16,
+        workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value, least in (("batch_size", batch_size, 1), ("window", window, 1), ("workers", workers, 0)):
+            if value < least:
+                raise UserError(f"data.{name}: {value}, expected at least {least}")
+        if not 0 <= flip <= 1:
+            raise UserError(f"data.flip: {flip}, expected a chance between 0 and 1")
+        self.ranges = dict(where or {}) | ({"score": score_range} if score_range is not None else {})
+        for name, (low, high) in self.ranges.items():
+            if not low < high:
+                raise UserError(f"data: {name} in [{low}, {high}); expected [min, max) with min < max")
+        self.folder, self.batch_size, self.keys, self.scores_file = shards, batch_size, keys, scores
+        self.flip, self.structure, self.window, self.workers, self.seed = flip, structure, window, workers, seed
+        self.train_rows = self.val_rows = np.empty(0, np.int64)  #: rows of the shard set, ``(n,)`` each
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the manifest and choose the images (once)."""
+        if len(self.train_rows):
+            return
+        self.shards = ShardSet(self.folder)
+        if self.structure and not self.shards.structure:
+            raise UserError(f"data.structure: {self.folder} was packed without structure maps; pack it with them")
+        scores = self.shards.column("score")
+        if self.scores_file is not None:
+            table = read_scores("data.scores", Path(self.scores_file))
+            scores = np.array([table.get(str(name), np.nan) for name in self.shards.column("name")])
+        chosen = self._select(scores)
+        self.train_rows, self.val_rows = (
+            rows[chosen[rows]] for rows in (self.shards.rows("train"), self.shards.rows("val"))
+        )
+        if not len(self.train_rows):
+            raise UserError(f"data: {self._said()} no training image of {self.folder} is left of {len(self.shards)}")
+        self.train_data = PackedImages(self.shards, scores, self.seed, self.flip, self.structure)
+        self.val_data = PackedImages(self.shards, scores, structure=self.structure)
+        n, m = len(self.train_rows), len(self.val_rows)
+        rank_zero_info(f"{self.folder}: {n} training and {m} validation images of {len(self.shards)}")
+
+    def _said(self) -> str:
+        asked = [f"{name} in [{low}, {high})" for name, (low, high) in self.ranges.items()]
+        asked += [f"{len(self.keys)} keys"] if self.keys is not None else []
+        return f"with {' and '.join(asked)}" if asked else ""
+
+    def _select(self, scores: np.ndarray) -> np.ndarray:
+        """Which rows are wanted, ``(n,)`` bool."""
+        chosen = np.ones(len(self.shards), bool)
+        for name, (low, high) in self.ranges.items():
+            values = scores if name == "score" else self.shards.column(name)
+            if not np.isfinite(values).any():
+                raise UserError(f"data: no image of {self.folder} has a {name}; give data.scores (lso score-images)")
+            fits = (values >= low) & (values < high)
+            if not fits.any():
+                raise UserError(
+                    f"data: no image of {self.folder} has a {name} in [{low}, {high}); they run from"
+                    f" {np.nanmin(values):.3g} to {np.nanmax(values):.3g}"
+                )
+            chosen &= fits
+        if self.keys is not None:
+            known, wanted = set(self.shards.column("key")) | set(self.shards.column("name")), set(self.keys)
+            if missing := sorted(wanted - known):
+                raise UserError(
+                    f"data.keys: {', '.join(missing[:3])} not in {self.folder}"
+                    f" ({len(missing)} of {len(wanted)} missing)"
+                )
+            chosen &= np.isin(self.shards.column("key"), self.keys) | np.isin(self.shards.column("name"), self.keys)
+        return chosen
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def train_batches(self, epoch: int) -> TrainBatches:
+        """The batches of this rank in an epoch."""
+        shard = self.shards.table["shard"][self.train_rows]
+        order = self.train_rows[epoch_order(shard, self.seed, epoch, self.window)]
+        return TrainBatches(order, self.batch_size, *self._ranks())
+
+    def train_dataloader(self) -> EpochLoader:
+        """Training batches, from where the fit stands.
+
+        Raises:
+            UserError: fewer images than one step needs.
+        """
+        step = self.batch_size * self._ranks()[1]
+        if len(self.train_rows) < step:
+            raise UserError(
+                f"data.batch_size: one step needs {self.batch_size} x {self._ranks()[1]} ranks = {step} images, but"
+                f" {self.folder} has {len(self.train_rows)} training images {self._said()}"
+            )
+        return EpochLoader(
+            self.train_data, self.train_batches, len(self.train_rows) // step, self._position, self.workers
+        )
+
+    def val_dataloader(self) -> EpochLoader | list[Any]:
+        """Validation batches: each image once, not mirrored, in the order of the shards.
+
+        Raises:
+            UserError: fewer images than ranks.
+        """
+        rank, ranks = self._ranks()
+        if not len(self.val_rows):
+            return []
+        if len(self.val_rows) < ranks:
+            raise UserError(f"data: {len(self.val_rows)} validation images for {ranks} ranks; pack with a larger --val")
+        batches = ValidationBatches(self.val_rows, self.batch_size, rank, ranks)
+        return EpochLoader(self.val_data, lambda _: batches, len(batches), lambda: (0, 0), self.workers)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Turn uint8 into [0, 1] on the device: a quarter of the bytes travel."""
+        return {k: from_uint8(v) if k in ("image", "structure") else v for k, v in batch.items()}
+
+    def _position(self) -> tuple[int, int]:
+        """Epoch, and batches of it that are done: Lightning's own count, which every checkpoint holds."""
+        if self.trainer is None:
+            return 0, 0
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+    def _plan(self) -> dict[str, Any]:
+        """What a position in an epoch depends on."""
+        keys = "\n".join(map(str, self.shards.table["key"][self.train_rows]))
+        digest = hashlib.sha256(f"{self.seed} {self.window}\n{keys}".encode()).hexdigest()
+        return {"images a step": self.batch_size * self._ranks()[1], "images and order": digest}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the position in an epoch depends on; the position itself is in the trainer's state."""
+        return self._plan()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go back to the last epoch boundary where the position of a checkpoint does not fit these batches.
+
+        Args:
+            state_dict: what `state_dict` returned.
+        """
+        differ = [name for name, value in self._plan().items() if state_dict.get(name) != value]
+        # the checkpoint is at hand here and its progress not yet restored; afterwards it would be spread over the loops
+        loops = self.trainer._checkpoint_connector._loaded_checkpoint["loops"]  # type: ignore[union-attr]
+        epoch, batches = position(loops)
+        if differ and batches:
+            begin_epoch_again(loops)
+            rank_zero_info(
+                f"resume: other {' and '.join(differ)} than in the checkpoint ({state_dict['images a step']} images a"
+                f" step, now {self._plan()['images a step']}): epoch {epoch} begins again, of which {batches} batches"
+                " were done"
+            )
