@@ -40,6 +40,36 @@ def _class_name(path: Path) -> str:
     return name
 
 
+def load_network(folder: str) -> Any:
+    """Load diffusers' own network, float32 on the CPU, free to be trained.
+
+    Args:
+        folder: diffusers folder with ``config.json`` and safetensors weights, or a pipeline folder with ``vae/``.
+
+    Returns:
+        An ``AutoencoderKL`` or ``AutoencoderTiny``: images in [-1, 1], latents neither scaled nor shifted.
+
+    Raises:
+        UserError: no such folder, another class, a damaged file, weights that are missing or do not fit, or weights
+            that are not safetensors (pickles are never loaded).
+    """
+    import diffusers  # here: importing it takes seconds that `lso --help` must not pay
+
+    path = _locate(folder)
+    try:
+        network, loading = getattr(diffusers, _class_name(path)).from_pretrained(
+            path, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True,
+            low_cpu_mem_usage=False,  # True needs accelerate, for nothing at this size
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:  # a nonsensical config too
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"autoencoder {path}: cannot load its safetensors weights ({reason})") from None
+    if missing := sorted(loading["missing_keys"]):  # diffusers would search with random ones
+        raise UserError(f"autoencoder {path}: its file lacks {len(missing)} weights, first {missing[0]}")
+    return network
+
+
 class Autoencoder(nn.Module):
     """A frozen ``AutoencoderKL`` (SD 1.5, SD 2.1, SDXL, SD 3.5 ...) or ``AutoencoderTiny`` (TAESD) from a folder.
 
@@ -55,21 +85,8 @@ class Autoencoder(nn.Module):
 
     def __init__(self, folder: str, gradient_checkpointing: bool = False) -> None:
         super().__init__()
-        import diffusers  # here: importing it takes seconds that `lso --help` must not pay
-
         self.path = _locate(folder)
-        name = _class_name(self.path)
-        try:
-            network, loading = getattr(diffusers, name).from_pretrained(
-                self.path, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True,
-                low_cpu_mem_usage=False,  # True needs accelerate, for nothing at this size
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:  # a nonsensical config too
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"autoencoder {self.path}: cannot load its safetensors weights ({reason})") from None
-        if missing := sorted(loading["missing_keys"]):  # diffusers would search with random ones
-            raise UserError(f"autoencoder {self.path}: its file lacks {len(missing)} weights, first {missing[0]}")
+        network = load_network(folder)
         if gradient_checkpointing:
             network.enable_gradient_checkpointing()
             # of the decoder only: diffusers' checkpointed EncoderTiny forgets to bring images to [0, 1] (seen in 0.42)
@@ -80,7 +97,8 @@ class Autoencoder(nn.Module):
         self.scale = float(config.get("scaling_factor") or 1.0)
         self.shift = float(config.get("shift_factor") or 0.0)
         self.channels = int(config["latent_channels"])
-        stages = config["num_decoder_blocks"] if name == "AutoencoderTiny" else config["block_out_channels"]
+        tiny = type(network).__name__ == "AutoencoderTiny"
+        stages = config["num_decoder_blocks"] if tiny else config["block_out_channels"]
         self.factor: int = 2 ** (len(stages) - 1)  #: pixels per latent cell
 
     def train(self, mode: bool = True) -> Autoencoder:
