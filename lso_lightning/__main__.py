@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -24,6 +25,13 @@ LIGHTNING = {
 COMMANDS = {
     "render": ("lso_lightning.commands.render", "render", "turn a run directory into pictures and a report"),
     "edit": ("lso_lightning.commands.edit", "edit", "optimise your own photographs for a score"),
+    "pack": ("datamodules.pack", "pack", "turn images into shards at the training resolution"),
+    "score-images": ("datamodules.score_images", "score_images", "score images by an objective, for pack and searches"),
+}
+# commands whose last word is required and whose first may be missing, which argparse cannot tell apart:
+# name -> (option that the first of two words stands for, usage)
+TWO_WORDS = {
+    "pack": ("source", "lso pack SOURCE OUT [options]\n       lso pack --synthetic COUNT OUT [options]"),
 }
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 # failures of the machine that a person can mend
@@ -35,7 +43,7 @@ def help_text() -> str:
     """Write the top-level help: one line a command."""
     lines = ["usage: lso COMMAND [options]", "", "Latent space optimisation of images.", "", "commands:"]
     helps = {**LIGHTNING, **{name: entry[2] for name, entry in COMMANDS.items()}}
-    lines += [f"  {name:<10} {text}" for name, text in helps.items()]
+    lines += [f"  {name:<13} {text}" for name, text in helps.items()]
     lines += ["", "  lso COMMAND --help   options of one command", "  lso --version        version", ""]
     lines += ["A config is found by its path or by its shipped name: lso fit --config NAME"]
     lines += ["A class of yours is named by its file:            lso fit --model my_model.py:MyModel"]
@@ -53,7 +61,29 @@ def run_function(command: str, args: list[str]) -> None:
     from jsonargparse import auto_cli
 
     module, function, _ = COMMANDS[command]
-    auto_cli(getattr(importlib.import_module(module), function), args=args, prog=f"lso {command}", allow_abbrev=False)
+    option, usage = TWO_WORDS.get(command, (None, None))
+    auto_cli(
+        getattr(importlib.import_module(module), function), args=with_options(args, option), prog=f"lso {command}",
+        usage=usage, allow_abbrev=False,
+    )  # fmt: skip
+
+
+def with_options(args: list[str], first: str | None) -> list[str]:
+    """Spell a command's options as its function does.
+
+    Args:
+        args: what follows the command's name; every option takes one value.
+        first: option that the first of two plain words stands for.
+
+    Returns:
+        The same with `--max-bad` as `--max_bad`, and the first of two words as `--first=word`.
+    """
+    spelled = [re.sub(r"^--\w[\w.-]*", lambda match: "--" + match[0][2:].replace("-", "_"), arg) for arg in args]
+    values = {i + 1 for i, arg in enumerate(spelled) if arg.startswith("--") and "=" not in arg}
+    words = [i for i, arg in enumerate(spelled) if not arg.startswith("-") and i not in values]
+    if first is not None and len(words) == 2:
+        spelled[words[0]] = f"--{first}={spelled[words[0]]}"
+    return spelled
 
 
 def dispatch(args: list[str]) -> None:
