@@ -1,0 +1,7 @@
+"""LightningModules that train."""
+
+from lso_lightning.models.autoencoder_folder import build_autoencoder, export_autoencoder
+from lso_lightning.models.encoder_features import EncoderFeatures
+from lso_lightning.models.vae_finetune import VAEFinetune
+
+__all__ = ["EncoderFeatures", "VAEFinetune", "build_autoencoder", "export_autoencoder"]

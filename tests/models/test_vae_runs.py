@@ -1,0 +1,129 @@
+"""Whole runs: resume equals straight, two ranks equal one, averages are what is validated and exported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lso_lightning.generators import Autoencoder
+from tests.factories import pictures, tiny_autoencoder
+from tests.fits import learnt, load, same
+from tests.models.toys import fit
+
+EVERYTHING = [
+    "--model.regularizer=lso_lightning.networks.KLRegularizer", "--model.regularizer.weight=1e-3",
+    "--model.regularizer.warmup_steps=6",
+    "--model.discriminator=lso_lightning.networks.PatchDiscriminator", "--model.discriminator.width=4",
+    "--model.discriminator.layers=1", "--model.adversarial_start=6", "--model.optimizer=torch.optim.AdamW",
+    "--model.optimizer.lr=1e-2", "--model.scheduler=torch.optim.lr_scheduler.CosineAnnealingLR",
+    "--model.scheduler.T_max=16", "--trainer.gradient_clip_val=1",
+]  # fmt: skip
+AVERAGE = ["--trainer.callbacks+=callbacks.ema.EMA", "--trainer.callbacks.decay=0.8"]
+EXPORT = ["--trainer.callbacks+=callbacks.export_weights.ExportWeights"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_autoencoder(tmp_path_factory.mktemp("vae") / "vae", "AutoencoderKL")
+
+
+def state_of(run: Path) -> list[Any]:
+    checkpoint = load(run)
+    average = [checkpoint.get(key) for key in ("current_model_state", "averaging_state", "latent_moments")]
+    return learnt(checkpoint) + average
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("every_seconds", [0, 1000])  # written at each epoch end; or only when the fit is over
+def test_resume_equals_straight(run: Path, tmp_path: Path, folder: Path, every_seconds: int, accumulate: int) -> None:
+    more = [
+        *EVERYTHING, *AVERAGE, f"--last_checkpoint.every_seconds={every_seconds}",
+        f"--trainer.accumulate_grad_batches={accumulate}",
+    ]  # fmt: skip
+    fit(tmp_path / "straight", folder, "--trainer.max_epochs=4", *more)
+    fit(run, folder, "--trainer.max_epochs=2", *more)
+    fit(run, folder, "--trainer.max_epochs=4", "--ckpt_path=last", *more)
+    straight = state_of(tmp_path / "straight")
+    assert same(state_of(run), straight)
+    assert not same(straight[0], straight[4]), "an average that is the weights would prove nothing"
+
+
+def test_the_average_is_that_of_the_formula(run: Path, folder: Path) -> None:
+    fit(run, folder, "--trainer.max_steps=3", "--trainer.max_epochs=1", *AVERAGE, "--model.optimizer.lr=1e-2")
+    seen = []
+    for steps in (1, 2, 3):  # the same three steps, one more each time
+        other = run.parent / f"plain-{steps}"
+        fit(other, folder, f"--trainer.max_steps={steps}", "--trainer.max_epochs=1", "--model.optimizer.lr=1e-2")
+        seen.append(load(other)["state_dict"]["network.decoder.conv_out.weight"])
+    expected = 0.8 * (0.8 * seen[0] + 0.2 * seen[1]) + 0.2 * seen[2]
+    stored = load(run)
+    torch.testing.assert_close(stored["state_dict"]["network.decoder.conv_out.weight"], expected)
+    assert torch.equal(stored["current_model_state"]["network.decoder.conv_out.weight"], seen[2])
+
+
+def test_frozen_weights_do_not_drift_in_the_average(run: Path, folder: Path) -> None:
+    fit(run, folder, "--trainer.max_epochs=4", "--model.train=decoder", "--model.optimizer.lr=1e-2", *AVERAGE, *EXPORT)
+    images = pictures(2, 32)
+    before, after = Autoencoder(str(folder)), Autoencoder(str(run / "export"))
+    assert all(
+        torch.equal(weight, after.network.encoder.get_parameter(name))
+        for name, weight in before.network.encoder.named_parameters()
+    )
+    assert torch.equal(before.encode(images), after.encode(images))
+    assert not torch.equal(before.decode_raw(before.encode(images)), after.decode_raw(before.encode(images)))
+
+
+def test_frozen_networks_are_in_no_checkpoint(run: Path, folder: Path) -> None:
+    perceptual = [
+        "--model.perceptual=lso_lightning.networks.PerceptualLoss",
+        "--model.perceptual.features=lso_lightning.models.EncoderFeatures",
+        f"--model.perceptual.features.folder={folder}",
+    ]
+    fit(run, folder, "--trainer.max_epochs=1", *perceptual, *AVERAGE)
+    for key in ("state_dict", "current_model_state"):
+        assert {name.split(".")[0] for name in load(run)[key]} == {"network"}
+    fit(run, folder, "--trainer.max_epochs=2", "--ckpt_path=last", *perceptual, *AVERAGE)
+
+
+def close(left: dict[str, Any], right: dict[str, Any]) -> None:
+    for name, weight in left.items():
+        torch.testing.assert_close(weight, right[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("train", ["all", "decoder"])
+def test_two_ranks_equal_one(run: Path, tmp_path: Path, folder: Path, train: str) -> None:
+    # SGD: Adam divides by gradients near zero and blows rounding up
+    more = [
+        *EVERYTHING, *AVERAGE, f"--model.train={train}", f"--model.regularizer.weight={1e-3 if train == 'all' else 0}",
+        "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1e-2", "--trainer.max_epochs=4",
+    ]  # fmt: skip
+    fit(tmp_path / "one", folder, *more, "--data.batch_size=8")
+    fit(run, folder, *more, "--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp_fork")
+    one, two = load(tmp_path / "one"), load(run)
+    assert one["global_step"] == two["global_step"] == 8
+    for key in ("state_dict", "current_model_state"):
+        close(one[key], two[key])
+    assert one["latent_moments"] == pytest.approx(two["latent_moments"], rel=1e-4)
+    scores = [checkpoint["callbacks"]["BestCheckpoint"]["score"] for checkpoint in (one, two)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
+def test_validation_of_a_checkpoint_is_that_of_the_run(
+    run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, float]] = []
+
+    def on_validation_end(self: Any) -> None:
+        seen.append({name: float(value) for name, value in self.trainer.callback_metrics.items() if "val/" in name})
+
+    monkeypatch.setattr("lso_lightning.models.VAEFinetune.on_validation_end", on_validation_end)
+    more = ["--trainer.num_sanity_val_steps=0", "--model.optimizer.lr=1e-2", *AVERAGE]
+    fit(run, folder, "--trainer.max_epochs=2", *more)
+    fit(run, folder, "--ckpt_path=last", *more, command="validate")
+    assert set(seen[1]) == {
+        "val/psnr", "val/ssim", "val/kl", "val/kid_initial_encoder", "val/latent_mean", "val/latent_std",
+    }  # fmt: skip
+    assert seen[2] == pytest.approx(seen[1], rel=1e-5) and seen[0] != seen[1]
