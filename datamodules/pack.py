@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from datamodules.pack_chunks import Conversion
-from datamodules.pack_jobs import cores
+from datamodules.pack_jobs import Workers, cores
 from datamodules.pack_shards import TABLE
 from datamodules.pack_work import (
     Settings,
@@ -134,12 +134,12 @@ def _packed_already(out: Path, settings: Settings) -> bool:
 
 
 def _pack(
-    out: Path, work: Work, conversion: Conversion, settings: Settings, max_bad: int, workers: int
+    out: Path, work: Work, conversion: Conversion, settings: Settings, max_bad: int, count: int
 ) -> dict[str, Any]:
     """Do or continue the work; the data set appears at OUT in one step. Returns its manifest."""
     try:
         work.folder.mkdir(parents=True, exist_ok=True)
-        with only_writer(work.folder):
+        with only_writer(work.folder), Workers(count) as workers:
             begin(work, settings)
             bad = convert_all(work, max_bad, workers)
             manifest = assemble(work, conversion, {**settings, "images": work.content}, bad, workers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -146,6 +147,10 @@ class TarSource(Source):
                     raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
         except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:
             raise UserError(f"{self.path}: a damaged tar ({error}); copy it again") from None
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise UserError(f"{self.path}: a damaged tar (a size beyond any file); copy it again") from None
         return found
 
     def read(self, member: Member) -> bytes:

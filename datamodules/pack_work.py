@@ -6,13 +6,12 @@ import hashlib
 import json
 import os
 import shutil
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datamodules.pack_chunks import Chunk, Conversion, convert, cut_faces, cut_members, write_whole
-from datamodules.pack_jobs import run_jobs
+from datamodules.pack_jobs import Workers
 from datamodules.pack_shards import TABLE, Shard, plan_shards, samples_of, write_manifest, write_shard, write_table
 from datamodules.pack_sources import by_key, file_name, open_source
 from datamodules.progress import Progress
@@ -81,7 +80,9 @@ def images_to_pack(folder: Path, conversion: Conversion, source: Path, scores: d
     if not members:
         raise UserError(f"{source}: holds no images ({', '.join(SUFFIXES)})")
     chunks = cut_members(folder, conversion, source.absolute(), by_key(source, members))
-    content = hashlib.sha256(json.dumps([[member.name, member.size] for member in members]).encode()).hexdigest()
+    content = hashlib.sha256(
+        json.dumps(sorted([file_name(member.name), member.size] for member in members)).encode()
+    ).hexdigest()
     bad = [{"name": member.name, "reason": member.problem} for member in members if member.problem]
     missing = sorted(set(scores) - {file_name(member.name) for member in members})
     bad += [{"name": name, "reason": "in the scores, but there is no such image"} for name in missing]
@@ -146,13 +147,13 @@ def begin(work: Work, settings: Settings) -> None:
         )
 
 
-def convert_all(work: Work, max_bad: int, workers: int) -> list[dict[str, str]]:
+def convert_all(work: Work, max_bad: int, workers: Workers) -> list[dict[str, str]]:
     """Convert what no earlier run has converted.
 
     Args:
         work: what is to be packed.
         max_bad: bad images that are allowed.
-        workers: processes.
+        workers: who do it.
 
     Returns:
         All bad images: name and reason.
@@ -170,19 +171,22 @@ def convert_all(work: Work, max_bad: int, workers: int) -> list[dict[str, str]]:
     if done:
         print(f"continuing: {len(records) - len(todo)} of {len(records)} chunks ({done} of {total} images) are done")
     if todo:
-        with Progress("converting", total, done) as progress, closing(run_jobs(convert, todo, workers)) as results:
-            for record in results:
+        with Progress("converting", total, done) as progress:
+            for record in workers.run(convert, todo):
                 bad += record["bad"]
                 progress.add(len(record["samples"]) + len(record["bad"]))
                 if len(bad) > max_bad + _LOOK_ON:
-                    break
+                    raise UserError(
+                        f"stopped at {len(bad)} bad images among {progress.done}, {max_bad} allowed: {named(bad)}. Mend"
+                        f" or remove them; what is converted stays in {work.folder}, and a re-run continues"
+                    )
     bad.sort(key=lambda one: one["name"])
     tolerate(bad, max_bad, work)
     return bad
 
 
 def assemble(
-    work: Work, conversion: Conversion, settings: Settings, bad: list[dict[str, str]], workers: int
+    work: Work, conversion: Conversion, settings: Settings, bad: list[dict[str, str]], workers: Workers
 ) -> dict[str, Any]:
     """Write the data set of converted images to the work's result folder.
 
@@ -191,7 +195,7 @@ def assemble(
         conversion: what images were turned into.
         settings: all that was asked, for the manifest.
         bad: what is left out: name and reason.
-        workers: processes.
+        workers: who do it.
 
     Returns:
         The manifest.
@@ -220,11 +224,11 @@ def assemble(
     return manifest
 
 
-def _write(planned: list[Shard], count: int, workers: int) -> list[dict[str, Any]]:
+def _write(planned: list[Shard], count: int, workers: Workers) -> list[dict[str, Any]]:
     """Write all shards; results in the order of the plan."""
     results = {}
-    with Progress("writing shards", count) as progress, closing(run_jobs(write_shard, planned, workers)) as jobs:
-        for result in jobs:
+    with Progress("writing shards", count) as progress:
+        for result in workers.run(write_shard, planned):
             results[result["shard"]["file"]] = result
             progress.add(result["shard"]["count"])
     return [results[shard.file] for shard in planned]

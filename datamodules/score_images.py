@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,11 +64,13 @@ def score_images(
             raise UserError(f"score-images --temperature {temperature}: expected a number above 0")
     if out.is_dir():
         raise UserError(f"score-images --out {out}: a folder; name a file")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(out.parent, os.W_OK):  # said before hours of scoring, not after
+        raise UserError(f"score-images --out {out}: no permission to write in {out.parent}")
     pictures = _pictures(source, size)
     scores, failed = _score(pictures, scorer, temperature, batch_size, _device(device))
     if not scores[0]:
         raise UserError(f"no image of {source} could be scored: {named(failed)}")
-    out.parent.mkdir(parents=True, exist_ok=True)
     for file, table in zip((out, out.with_name(f"{out.stem}_scaled{out.suffix}")), scores, strict=False):
         write_whole(file, json.dumps(dict(sorted(table.items())), ensure_ascii=False, indent=0).encode())
         low, high, mean = min(table.values()), max(table.values()), sum(table.values()) / len(table)
