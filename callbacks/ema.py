@@ -43,7 +43,8 @@ class EMA(WeightAveraging):
     A checkpoint's `state_dict` is the average, its `current_model_state` what training goes on with.
 
     Args:
-        decay: share of the old average that each optimiser step keeps: 0.999 looks back about 1000 steps.
+        decay: share of the old average that each optimiser step keeps: 0.999 looks back about 1000 steps. At
+            first it is (1 + n) / (10 + n) after n steps: an average of a short run is not the weights it began with.
 
     Raises:
         UserError: a decay outside [0, 1).
@@ -68,7 +69,11 @@ class EMA(WeightAveraging):
         holder._modules, holder._parameters, holder._buffers = (
             pl_module._modules, pl_module._parameters, pl_module._buffers
         )  # fmt: skip
-        self._average_model = AveragedModel(holder, multi_avg_fn=get_ema_multi_avg_fn(self.decay), use_buffers=False)
+        self._average_model = AveragedModel(holder, multi_avg_fn=self._average, use_buffers=False)
+
+    def _average(self, averaged: Any, current: Any, count: Any) -> None:
+        decay = min(self.decay, (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(decay)(averaged, current, count)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Bring the copy to where the model is by now."""

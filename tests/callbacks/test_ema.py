@@ -71,6 +71,12 @@ def test_who_sees_the_average_and_when() -> None:
     assert torch.equal(module.layer.weight, watching.average), "the finished module has the average"
 
 
+def test_the_decay_is_that_of_the_argument_later_on() -> None:
+    averaged, current = [torch.ones(3)], [torch.zeros(3)]
+    EMA(0.9)._average(averaged, current, torch.tensor(1000))
+    torch.testing.assert_close(averaged[0], torch.full((3,), 0.9))
+
+
 def test_without_an_average_the_state_is_the_modules_own(tmp_path: Path) -> None:
     module = Counting()
     trainer = L.Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", default_root_dir=tmp_path)
