@@ -6,7 +6,7 @@ Found in Lightning 2.6.6:
   has weights is.
 - Its averaging function computes ``d * w + (1 - d) * w``, which rounds: frozen weights drift. Interpolation does not.
 - It averages buffers, so that a counter or a statistic is no longer what the module made it. Here they are copied.
-- It makes the copy before the model is moved to the GPU, and leaves it on the CPU.
+- By its source, it makes the copy before the model is moved to the GPU, and leaves it on the CPU.
 - It puts the average into the model in ``on_train_end``, where a checkpoint may still be written: that one would hold
   the average twice, and a run that is extended from it would not go on where it was. Here that happens after the fit.
 """

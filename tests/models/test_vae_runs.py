@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 from lso_lightning.generators import Autoencoder
-from tests.factories import pictures, tiny_autoencoder
+from lso_lightning.models import VAEFinetune
+from tests.factories import face_photos, pictures, tiny_autoencoder
 from tests.fits import learnt, load, same
+from tests.fits import main as lso
 from tests.models.toys import fit
 
 EVERYTHING = [
@@ -36,8 +39,8 @@ def state_of(run: Path) -> list[Any]:
     return learnt(checkpoint) + average
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("every_seconds", [0, 1000])  # written at each epoch end; or only when the fit is over
+# a checkpoint is written at each epoch end; or only when the fit is over
+@pytest.mark.parametrize(("every_seconds", "accumulate"), [(0, 1), (1000, 2)])
 def test_resume_equals_straight(run: Path, tmp_path: Path, folder: Path, every_seconds: int, accumulate: int) -> None:
     more = [
         *EVERYTHING, *AVERAGE, f"--last_checkpoint.every_seconds={every_seconds}",
@@ -49,6 +52,32 @@ def test_resume_equals_straight(run: Path, tmp_path: Path, folder: Path, every_s
     straight = state_of(tmp_path / "straight")
     assert same(state_of(run), straight)
     assert not same(straight[0], straight[4]), "an average that is the weights would prove nothing"
+
+
+def test_resume_in_the_middle_of_an_epoch_of_packed_pictures(run: Path, tmp_path: Path, folder: Path) -> None:
+    photos = face_photos(tmp_path / "photos", 20, 32)
+    lso(["pack", str(photos), str(tmp_path / "packed"), "--size=32", "--shards=2", "--val=0.2", "--workers=1"])
+    packed = [
+        "--data=FFHQ", f"--data.shards={tmp_path / 'packed'}", "--data.batch_size=4", "--data.workers=1",
+        "--last_checkpoint.every_seconds=1000", *EVERYTHING, *AVERAGE,
+    ]  # fmt: skip
+    fit(tmp_path / "straight", folder, *packed, "--trainer.max_steps=7")
+    fit(run, folder, *packed, "--trainer.max_steps=2")
+    fit(run, folder, *packed, "--trainer.max_steps=7", "--ckpt_path=last")
+    assert same(state_of(run), state_of(tmp_path / "straight"))
+
+
+def test_a_nan_on_one_rank_ends_all(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = VAEFinetune.training_step
+
+    def spoilt(self: VAEFinetune, batch: dict[str, Any], index: int) -> torch.Tensor:
+        broken = self.global_rank == 1 and self.trainer.global_step == 2
+        return plain(self, {**batch, "image": batch["image"] * (torch.nan if broken else 1)}, index)
+
+    monkeypatch.setattr(VAEFinetune, "training_step", spoilt)
+    with pytest.raises(ProcessRaisedException, match="optimiser step 2"):
+        fit(run, folder, "--trainer.max_epochs=2", "--trainer.devices=2", "--trainer.strategy=ddp_fork")
+    assert load(run)["global_step"] == 2 and all(value.isfinite().all() for value in load(run)["state_dict"].values())
 
 
 def test_the_average_is_that_of_the_formula(run: Path, folder: Path) -> None:
