@@ -45,7 +45,7 @@ def build_autoencoder(folder: str | None, architecture: dict[str, Any] | None, s
     # unknown until it is measured; diffusers' default would be Stable Diffusion's number
     settings = {"scaling_factor": 1.0, "shift_factor": 0.0} | settings
     with torch.random.fork_rng(devices=[]):  # diffusers draws from the global state
-        torch.manual_seed(generator(seed, "weights").initial_seed())
+        torch.default_generator.manual_seed(generator(seed, "weights").initial_seed())
         try:
             return getattr(diffusers, name)(**settings)
         except (TypeError, ValueError, NotImplementedError, RuntimeError, IndexError) as error:

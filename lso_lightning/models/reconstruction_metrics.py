@@ -39,7 +39,7 @@ class KernelDistance(KernelInceptionDistance):
         # a subset of everything is the unbiased estimate itself, whatever the order
         self.subset_size, self.subsets = min(count, _SUBSET), 1 if count <= _SUBSET else _SUBSETS
         with torch.random.fork_rng(devices=[]):  # torchmetrics draws subsets from the global state
-            torch.manual_seed(generator(count, "kid").initial_seed())
+            torch.default_generator.manual_seed(generator(count, "kid").initial_seed())
             return super().compute()[0]
 
 

@@ -218,13 +218,12 @@ class VAEFinetune(LightningModule):
         return loss, weight
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        groups = optimizer.param_groups
         if self.discriminator is not None and not self.adversarial:
             for weight in self.discriminator.parameters():
                 weight.grad = None  # a gradient of zero would still decay weights and count in Adam's moments
-        norms = [
-            nn.utils.get_total_norm([weight.grad for weight in group["params"] if weight.grad is not None])
-            for group in optimizer.param_groups
-        ]
+        gradients = [[weight.grad for weight in group["params"] if weight.grad is not None] for group in groups]
+        norms = [nn.utils.get_total_norm(some) for some in gradients if some]
         # here gradients are averaged, so that all ranks stop together, and before the step has spoilt any weight
         if not torch.stack(norms).isfinite().all():
             broken = [name for name, term in self._terms.items() if not term.isfinite()] or ["a gradient"]
