@@ -50,7 +50,7 @@ def light(p: dict[str, Tensor]) -> Tensor:
 def skin(p: dict[str, Tensor]) -> Tensor:
     """Skin in full light."""
     tone = _pick(_SKIN, p["skin_tone"] * (len(_SKIN) - 1))
-    undertone = torch.tensor([0.01, 0.04, -0.11], device=tone.device)
+    undertone = torch.tensor([0.01, 0.035, -0.095], device=tone.device)
     return tone * (1 + p["skin_warmth"].flatten()[:, None] * undertone)
 
 

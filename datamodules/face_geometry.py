@@ -86,9 +86,7 @@ class Geometry:
         down = (y - _WIDEST).clamp_min(0)
         chin = p["face_length"] - _WIDEST
         t = (down / chin).clamp_max(1.2)
-        taper = (
-            1 - (0.30 - 0.26 * p["jaw_width"]) * t.square() + 0.26 * p["cheek_fullness"] * (t * (1 - t)).square() * 2
-        )
+        taper = 1 - (0.36 - 0.34 * p["jaw_width"]) * t.square() + 0.9 * p["cheek_fullness"] * (t * (1 - t)).square()
         self.u = x / (p["face_width"] * taper)
         self.v = torch.where(y > _WIDEST, down / chin, (y - _WIDEST) / _CROWN)
         square = torch.where(y > _WIDEST, 0.12 + 0.62 * p["jaw_squareness"], torch.full_like(chin, 0.25))
@@ -146,13 +144,13 @@ class Geometry:
         part = 0.55 * p["hair_part"] * p["face_width"]
         lie = self.fx - part * (1 - fringe)
         hairline = (
-            -0.44 - 0.12 * p["hairline"] + 0.09 * (1 - swept) * (1 - bun) + fringe * (0.10 + 0.06 * p["hairline"])
+            -0.44 - 0.12 * p["hairline"] + 0.09 * (1 - swept) * (1 - bun) + fringe * (0.06 + 0.05 * p["hairline"])
         )
         bend = 1.45 * (1 - fringe) * (1 - 0.45 * swept - 0.3 * bun)
         edge = self.fx.square().square()
         # steep near the parting, flat further out, never over an eye
         fall = lie.square() / (1 + 2.6 * lie.square())
-        curve = smooth_min(hairline + bend * fall, p["eye_height"] - 0.13, 0.08) + 6.0 * edge
+        curve = smooth_min(hairline + bend * fall, p["eye_height"] - 0.165, 0.08) + 6.0 * edge
         jag = (17 * lie).cos() + 0.6 * (31 * lie).cos()
         curve = curve + (0.010 * fringe + 0.005) * (1 + p["hair_curl"]) * jag
         slope = 2 * bend * lie / (1 + 2.6 * lie.square()).square() + 24 * self.fx.square() * self.fx

@@ -45,7 +45,7 @@ def _category(name: str, group: str, names: tuple[str, ...], meaning: str) -> Pa
 
 PARAMETERS: tuple[Parameter, ...] = (
     # identity: geometry, skin and hair. A beard is hair: who grows one is not recognised by it alone, but has changed
-    Parameter("face_width", 0.41, 0.52, "identity", "half width of the face at the eyes"),
+    Parameter("face_width", 0.40, 0.52, "identity", "half width of the face at the eyes"),
     Parameter("face_length", 0.60, 0.74, "identity", "from the face's middle down to the chin"),
     Parameter("jaw_width", 0, 1, "identity", "0: tapers to the chin, 1: as wide as the cheeks"),
     Parameter("jaw_squareness", 0, 1, "identity", "0: round or pointed, 1: angular"),
@@ -56,9 +56,9 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter("eye_height", -0.12, -0.03, "identity", "where the eyes lie; negative is up"),
     Parameter("eye_tilt", -0.22, 0.22, "identity", "slope of an eye; positive: the outer corner is higher"),
     _category("eye_colour", "identity", ("brown", "blue", "green", "grey"), "colour of the iris"),
-    Parameter("brow_thickness", 0.016, 0.046, "identity", "half height of a brow"),
+    Parameter("brow_thickness", 0.014, 0.046, "identity", "half height of a brow"),
     Parameter("brow_arch", 0.0, 0.08, "identity", "height of a brow's bow"),
-    Parameter("nose_width", 0.055, 0.105, "identity", "half width of the nose at its wings"),
+    Parameter("nose_width", 0.05, 0.115, "identity", "half width of the nose at its wings"),
     Parameter("nose_length", 0.17, 0.25, "identity", "from the eyes' line to the nose's base"),
     Parameter("mouth_width", 0.155, 0.200, "identity", "half width of the mouth"),
     Parameter("mouth_height", -0.02, 0.02, "identity", "the mouth's place between nose and chin; negative is up"),

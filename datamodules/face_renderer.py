@@ -134,9 +134,9 @@ def _complexion(base: Tensor, g: Geometry) -> Tensor:
     base = torch.lerp(base, base * red, ((0.08 + 0.72 * p["blush"]) * blush)[:, None])
     area = gauss(g.ax - 0.17, g.fy - g.nose_y + 0.05, 0.13, 0.065)
     dots = (83 * g.ax + 31 * g.fy).cos() * (79 * g.fy - 37 * g.ax + 0.8).cos() + 0.6 * (47 * g.ax - 59 * g.fy).cos()
-    spots = (2.2 * (dots - 0.35)).clamp(0, 1) * area * p["freckles"]
+    spots = (2.2 * (dots - 0.55)).clamp(0, 1) * area * p["freckles"]
     brown = torch.tensor([0.74, 0.55, 0.44], device=base.device).view(1, 3, 1, 1)
-    return torch.lerp(base, base * brown, (0.6 * spots)[:, None])
+    return torch.lerp(base, base * brown, (0.8 * spots)[:, None])
 
 
 def _paint_ears(canvas: Canvas, g: Geometry, lamp: tuple[Tensor, Tensor, Tensor], skin: Tensor, shadow: Tensor) -> None:
