@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lso_lightning.errors import UserError
+from lso_lightning.run_lock import leave_to_parent
 
 
 class Samples(Protocol):
@@ -61,6 +62,7 @@ class EpochLoader:
             self.samples,  # type: ignore[arg-type]  # torch's type has no room for a batch as index
             batch_size=None, sampler=[batches[k] for k in range(done, len(batches))],
             collate_fn=as_it_is, num_workers=self.workers, pin_memory=torch.cuda.is_available(),
+            worker_init_fn=leave_to_parent,
         )  # fmt: skip
         try:
             yield from loader

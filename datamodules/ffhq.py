@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from datamodules.epoch_boundary import begin_epoch_again, position
@@ -151,7 +151,7 @@ class FFHQ(L.LightningDataModule):
         self.train_data = PackedImages(self.shards, scores, self.seed, self.flip, self.structure)
         self.val_data = PackedImages(self.shards, scores, structure=self.structure)
         n, m = len(self.train_rows), len(self.val_rows)
-        rank_zero_info(f"{self.folder}: {n} training and {m} validation images of {len(self.shards)}")
+        rank_zero_only(print)(f"{self.folder}: {n} training and {m} validation images of {len(self.shards)}")
 
     def _said(self) -> str:
         asked = [f"{name} in [{low}, {high})" for name, (low, high) in self.ranges.items()]
@@ -253,7 +253,7 @@ class FFHQ(L.LightningDataModule):
         epoch, batches = position(loops)
         if differ and batches:
             begin_epoch_again(loops)
-            rank_zero_info(
+            rank_zero_only(print)(
                 f"resume: other {' and '.join(differ)} than in the checkpoint ({state_dict['images a step']} images a"
                 f" step, now {self._plan()['images a step']}): epoch {epoch} begins again, of which {batches} batches"
                 " were done"

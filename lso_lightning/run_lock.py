@@ -14,6 +14,7 @@ from lso_lightning.errors import UserError
 from lso_lightning.launched_rank import rank_label
 
 NAME = ".lock"
+_held: list[int] = []  # open lock files of this process
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
@@ -35,13 +36,28 @@ def only_writer(run: Path) -> Iterator[None]:
         return
     # the file stays behind: removing it would let a third process lock another file of the same name
     file = os.open(run / NAME, os.O_RDWR | os.O_CREAT, 0o666)
+    _held.append(file)
     try:
         _take(file, run)
         yield
     finally:
+        _held.remove(file)
         with suppress(OSError):  # closing alone would leave the lock with a forked data worker that is still about
             fcntl.flock(file, fcntl.LOCK_UN)
         os.close(file)
+
+
+def leave_to_parent(worker: int = 0) -> None:
+    """Close the lock files that a forked data worker inherited.
+
+    It lives for some seconds after its parent was killed, and a run that is started again at once must not find the
+    lock taken by it.
+
+    Args:
+        worker: its number; as `worker_init_fn` of a `DataLoader` gets it.
+    """
+    while _held:
+        os.close(_held.pop())
 
 
 def _take(file: int, run: Path) -> None:

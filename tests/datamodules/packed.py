@@ -134,4 +134,4 @@ def seen(run: Path, stage: str = "train", ranks: int = 1) -> list[tuple[int, int
     """(epoch, batch, keys) of every step; keys of all ranks joined."""
     notes = [[json.loads(x) for x in (run / f"seen-{r}.jsonl").read_text().splitlines()] for r in range(ranks)]
     own = [[note for note in lines if note["stage"] == stage] for lines in notes]
-    return [(a[0]["epoch"], a[0]["index"], sum((n["keys"] for n in a), [])) for a in zip(*own, strict=True)]
+    return [(a[0]["epoch"], a[0]["index"], [k for n in a for k in n["keys"]]) for a in zip(*own, strict=True)]

@@ -34,7 +34,7 @@ def batches(module: FFHQ, stage: str = "train") -> list[dict[str, Any]]:
 
 
 def keys(found: list[dict[str, Any]]) -> list[str]:
-    return sum((batch["key"] for batch in found), [])
+    return [key for batch in found for key in batch["key"]]
 
 
 def test_a_batch_holds_what_the_contract_says(packed: Path) -> None:
