@@ -75,8 +75,9 @@ class LastCheckpoint(ModelCheckpoint):
     """Writes `last.ckpt` where a resumed run can continue exactly: between optimiser steps, never inside a round.
 
     Two kinds of place qualify: the end of an epoch that saw all its batches, after every other hook; and, with
-    `every_seconds` > 0, the end of a batch that made an optimiser step. The last batch of an epoch does not: the
-    module's `on_train_epoch_end` is still to come. A fit that stops in the middle of an accumulation, and an exception
+    `every_seconds` > 0, the end of a batch that made an optimiser step, after the validation that it may call for
+    (Lightning would leave out one that a kill cut off). The last batch of an epoch does not: the module's
+    `on_train_epoch_end` is still to come. A fit that stops in the middle of an accumulation, and an exception
     there, leave the older file. A module that changes state in `on_train_batch_end` needs `every_seconds` 0, because
     Lightning calls callbacks first.
 
@@ -92,6 +93,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._written_at = 0.0  # seconds, monotonic
         self._step_before_batch = 0  # optimiser steps
         self._boundary = False  # would a checkpoint taken now be exact?
+        self._inside = False  # is the batch that ended neither the last one nor in the middle of a step?
         self._dirty = False  # has anything been learnt since the last file?
 
     @property
@@ -123,17 +125,27 @@ class LastCheckpoint(ModelCheckpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Leave the boundary and remember the step count, so that a step in this batch can be seen."""
-        self._boundary, self._dirty = False, True
+        self._boundary, self._inside, self._dirty = False, False, True
         self._step_before_batch = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write in the middle of an epoch, after an optimiser step, when it is due or when the fit is about to stop."""
+        """Write in the middle of an epoch, after an optimiser step, unless a validation comes first."""
         stepped = trainer.global_step > self._step_before_batch
         last_batch = trainer.is_last_batch or batch_idx + 1 >= trainer.num_training_batches
-        if last_batch or not stepped:
-            return
+        self._inside = stepped and not last_batch
+        loop = trainer.fit_loop
+        if self._inside and not loop.epoch_loop._should_check_val_fx(loop._data_fetcher):  # type: ignore[arg-type]
+            self._write_inside(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write after a validation in the middle of an epoch; any other belongs to the epoch that it closes."""
+        if self._inside and not trainer.sanity_checking:
+            self._write_inside(trainer)
+
+    def _write_inside(self, trainer: L.Trainer) -> None:
+        """Write in the middle of an epoch, when it is due or when the fit is about to stop."""
         self._boundary = self.every_seconds > 0
         out_of_steps = 0 < trainer.max_steps <= trainer.global_step
         stopping = out_of_steps or (trainer.should_stop and trainer.fit_loop._can_stop_early)
@@ -149,9 +161,6 @@ class LastCheckpoint(ModelCheckpoint):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the boundary: a half-done validation is no place to continue from."""
         self._boundary = False
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Do nothing: validation belongs to the epoch that it closes."""
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write at the end of the fit, unless the file is up to date or the fit was cut in the middle of a round."""

@@ -61,8 +61,8 @@ class EpochLoader:
         loader: DataLoader[dict[str, Any]] = DataLoader(
             self.samples,  # type: ignore[arg-type]  # torch's type has no room for a batch as index
             batch_size=None, sampler=[batches[k] for k in range(done, len(batches))],
-            collate_fn=as_it_is, num_workers=self.workers, pin_memory=torch.cuda.is_available(),
-            worker_init_fn=leave_to_parent,
+            collate_fn=as_it_is,  # type: ignore[arg-type]
+            num_workers=self.workers, pin_memory=torch.cuda.is_available(), worker_init_fn=leave_to_parent,
         )  # fmt: skip
         try:
             yield from loader

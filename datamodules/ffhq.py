@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from datamodules.epoch_boundary import begin_epoch_again, position
 from datamodules.epoch_loader import EpochLoader
 from datamodules.epoch_plan import TrainBatches, ValidationBatches, epoch_order
 from datamodules.scores_file import read_scores
@@ -231,30 +230,9 @@ class FFHQ(L.LightningDataModule):
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
 
-    def _plan(self) -> dict[str, Any]:
-        """What a position in an epoch depends on."""
+    def plan(self) -> dict[str, Any]:
+        """What the batches of an epoch depend on, apart from the epoch (see `callbacks.resume_position`)."""
         keys = "\n".join(map(str, self.shards.table["key"][self.train_rows]))
-        digest = hashlib.sha256(f"{self.seed} {self.window}\n{keys}".encode()).hexdigest()
-        return {"images a step": self.batch_size * self._ranks()[1], "images and order": digest}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the position in an epoch depends on; the position itself is in the trainer's state."""
-        return self._plan()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go back to the last epoch boundary where the position of a checkpoint does not fit these batches.
-
-        Args:
-            state_dict: what `state_dict` returned.
-        """
-        differ = [name for name, value in self._plan().items() if state_dict.get(name) != value]
-        # the checkpoint is at hand here and its progress not yet restored; afterwards it would be spread over the loops
-        loops = self.trainer._checkpoint_connector._loaded_checkpoint["loops"]  # type: ignore[union-attr]
-        epoch, batches = position(loops)
-        if differ and batches:
-            begin_epoch_again(loops)
-            rank_zero_only(print)(
-                f"resume: other {' and '.join(differ)} than in the checkpoint ({state_dict['images a step']} images a"
-                f" step, now {self._plan()['images a step']}): epoch {epoch} begins again, of which {batches} batches"
-                " were done"
-            )
+        shards = " ".join(shard["sha256"] for shard in self.shards.shards)
+        digest = hashlib.sha256(f"{self.seed} {self.window} {self.flip} {shards}\n{keys}".encode()).hexdigest()
+        return {"images a step": self.batch_size * self._ranks()[1], "images or order": digest}

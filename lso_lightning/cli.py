@@ -24,6 +24,7 @@ import datamodules  # noqa: F401  (importing makes short class names resolve)
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from callbacks.command_line_wins import CommandLineWins
 from callbacks.graceful_end import GracefulEnd
+from callbacks.resume_position import ResumePosition
 from lso_lightning.allocator import keep_freed_memory
 from lso_lightning.checkpoint_io import AtomicCheckpointIO
 from lso_lightning.command_line import near, resolve_configs
@@ -138,6 +139,7 @@ class RunCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks that every run has; a config's own list of callbacks does not replace them."""
         parser.add_lightning_class_args(CommandLineWins, "command_line_wins")
+        parser.add_lightning_class_args(ResumePosition, "resume_position")
         parser.add_lightning_class_args(GracefulEnd, "graceful_end")
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import signal
 import tarfile
 import zlib
 from pathlib import Path
@@ -29,7 +31,7 @@ def pack_by_hand(
     Sample i of n has the score i / n, an attribute `smile` of 2 i / n - 1 and a mirrored attribute `gaze`.
     """
     folder.mkdir(parents=True)
-    n, i = sum(counts) + val, 0
+    n = sum(counts) + val
     images = to_uint8(pictures(n, size))
     columns: dict[str, list[Any]] = {}
     shards = []
@@ -37,7 +39,7 @@ def pack_by_hand(
         split = "val" if number == len(counts) else "train"
         name = f"{split}-{number if split == 'train' else 0:05d}.tar"
         with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for i in range(i, i + count):
+            for i in range(sum(counts[:number]), sum(counts[:number]) + count):
                 row: dict[str, Any] = {
                     "key": f"{i:05d}", "name": f"{i:05d}.png", "shard": number, "score": i / n, "caption": f"face {i}",
                     "attribute.smile": 2 * i / n - 1, "attribute.gaze": i / n + 0.5,
@@ -49,7 +51,6 @@ def pack_by_hand(
                     row |= {f"structure_{key}": value for key, value in added.items()}
                 for key, value in row.items():
                     columns.setdefault(key, []).append(value)
-            i += 1
         content = (folder / name).read_bytes()
         shards.append({"file": name, "split": split, "count": count, "bytes": len(content),
                        "sha256": hashlib.sha256(content).hexdigest()})  # fmt: skip
@@ -77,18 +78,24 @@ class Noting(L.LightningModule):
 
     Args:
         plan_ahead: ask for the number of steps before anything is restored, as schedules do.
-        die_at: SIGKILL this process in that optimiser step.
+        die_at: SIGKILL this process once it has made that many optimiser steps ...
+        die_in: ... in a step of this stage, train or val ...
+        die_rank: ... on this rank.
     """
 
     monitor = "val/loss"
     mode = "min"
 
-    def __init__(self, plan_ahead: bool = False, die_at: int | None = None) -> None:
+    def __init__(
+        self, plan_ahead: bool = False, die_at: int | None = None, die_in: str = "train", die_rank: int = 0
+    ) -> None:
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(3))
-        self.plan_ahead, self.die_at = plan_ahead, die_at
+        self.plan_ahead, self.dying = plan_ahead, (die_at, die_in, die_rank)
 
     def _note(self, stage: str, index: int, batch: dict[str, Any]) -> None:
+        if self.dying == (self.global_step, stage, self.global_rank):
+            os.kill(os.getpid(), signal.SIGKILL)
         line = {"stage": stage, "epoch": self.current_epoch, "index": index, "keys": batch["key"],
                 "light": batch["image"].sum().item(), "step": self.global_step}  # fmt: skip
         folder = Path(self.trainer.default_root_dir)
@@ -99,11 +106,6 @@ class Noting(L.LightningModule):
         return (batch["image"].mean((2, 3)) - self.weight).square().mean()
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
-        if self.die_at == self.global_step:
-            import os
-            import signal
-
-            os.kill(os.getpid(), signal.SIGKILL)
         self._note("train", index, batch)
         loss = self._loss(batch)
         self.log("train/loss", loss, on_step=True, on_epoch=False)

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datamodules.epoch_boundary import begin_epoch_again, position
 from tests.datamodules.packed import pack_by_hand, seen, train
 from tests.fits import learnt, load, same
 
@@ -66,19 +65,30 @@ def test_ranks_may_change_in_the_middle_of_an_epoch(packed: Path, tmp_path: Path
     assert before + seen(tmp_path / "cut") == seen(tmp_path / "one")
 
 
-@pytest.mark.parametrize("more", [[], ["--model.plan_ahead=true"], ["--trainer.val_check_interval=0.5"]])
+@pytest.mark.parametrize("steps", [2, 4, 6])
+def test_a_limit_in_steps_on_the_resumed_run(packed: Path, tmp_path: Path, steps: int) -> None:
+    train(tmp_path / "straight", packed, OFTEN, "--trainer.max_steps=11", epochs=9)
+    train(tmp_path / "cut", packed, OFTEN, f"--trainer.max_steps={steps}", epochs=9)
+    train(tmp_path / "cut", packed, OFTEN, "--trainer.max_steps=11", "--ckpt_path=last", epochs=9)
+    assert seen(tmp_path / "cut") == seen(tmp_path / "straight")
+    assert same(learnt(load(tmp_path / "cut")), learnt(load(tmp_path / "straight")))
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--model.plan_ahead=true"], ["--trainer.val_check_interval=0.5"], ["--trainer.max_steps=99"]]
+)
 @pytest.mark.parametrize("steps", [2, 6])
 def test_another_number_of_images_a_step_begins_the_epoch_again_and_says_so(
     packed: Path, tmp_path: Path, steps: int, more: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    train(run, packed, OFTEN, *more, f"--trainer.max_steps={steps}", epochs=3)
+    train(run, packed, OFTEN, *more, f"--trainer.max_steps={steps}", epochs=3)  # the later of two options counts
     (run / "seen-0.jsonl").unlink()
     train(tmp_path / "eight", packed, "--data.batch_size=8", *more, epochs=3)
     capsys.readouterr()
     train(run, packed, OFTEN, *more, "--data.batch_size=8", "--ckpt_path=last", epochs=3)
     epoch = steps // 4
-    said = f"4 images a step, now 8): epoch {epoch} begins again, of which 2 batches were done"
+    said = f"images a step (4, now 8): epoch {epoch} begins again, of which 2 batches were done"
     assert said in capsys.readouterr().out
     assert seen(run) == [one for one in seen(tmp_path / "eight") if one[0] >= epoch]
     # the curves go on without a gap and without a step twice
@@ -100,7 +110,7 @@ def test_another_selection_begins_the_epoch_again(packed: Path, tmp_path: Path, 
     train(run, packed, OFTEN, "--trainer.max_steps=2", epochs=1)
     (run / "seen-0.jsonl").unlink()
     train(run, packed, "--ckpt_path=last", *SELECTION, epochs=1)
-    assert "other images and order than in the checkpoint" in capsys.readouterr().out
+    assert "the checkpoint has other images or order" in capsys.readouterr().out
     assert [one[:2] for one in seen(run)] == [(0, 0), (0, 1), (0, 2)]
 
 
@@ -121,6 +131,19 @@ def test_validation_in_the_middle_of_an_epoch(packed: Path, tmp_path: Path) -> N
         train(run, packed, *more, "--ckpt_path=last", epochs=2)
         assert seen(run) == seen(tmp_path / "straight")
         assert same(learnt(load(run)), learnt(load(tmp_path / "straight")))
+
+
+@pytest.mark.parametrize("step", [2, 4, 6])
+def test_a_validation_that_a_kill_cut_off_is_done_again(packed: Path, tmp_path: Path, step: int) -> None:
+    more = [OFTEN, "--trainer.val_check_interval=0.5"]
+    train(tmp_path / "straight", packed, *more, epochs=2)
+    run = tmp_path / "run"
+    dying = [f"--model.die_at={step}", "--model.die_in=val"]
+    assert fit_in_child(run, packed, *more, *dying, epochs=2) == -signal.SIGKILL
+    train(run, packed, *more, "--ckpt_path=last", epochs=2)
+    again = seen(run, "val")
+    assert again == seen(tmp_path / "straight", "val")
+    assert same(learnt(load(run)), learnt(load(tmp_path / "straight")))
 
 
 def test_limited_batches_and_an_accumulated_step(packed: Path, tmp_path: Path) -> None:
@@ -172,13 +195,3 @@ def test_sigkill_at_random_instants(packed: Path, tmp_path: Path, ranks: int) ->
     if ranks == 1:  # what was noted again after a kill is what had been noted before it
         straight = {one[:2]: one[2] for one in seen(tmp_path / "straight")}
         assert all(straight[one[:2]] == one[2] for one in seen(run))
-
-
-def test_position_of_a_checkpoint(packed: Path, tmp_path: Path) -> None:
-    for steps, expected in ((1, (0, 1)), (4, (1, 0)), (7, (1, 3))):
-        run = tmp_path / str(steps)
-        train(run, packed, OFTEN, f"--trainer.max_steps={steps}", epochs=3)
-        loops = load(run)["loops"]
-        assert position(loops) == expected
-        begin_epoch_again(loops)
-        assert position(loops) == (expected[0], 0)
