@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import datamodules  # noqa: F401  (importing makes short class names resolve)
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
@@ -33,6 +34,8 @@ from lso_lightning.launched_rank import rank_label
 from lso_lightning.optimization import LatentSearch
 from lso_lightning.run_directory import SaveRunConfig, prepare_fit, require_run_checkpoint, resolve_checkpoint
 
+# what gloo and NCCL say when the process at the other end is gone
+_PEER_GONE = re.compile(r"gloo.*(Connection closed by peer|Connection reset by peer)|ncclRemoteError", re.S)
 TERMINATED = 143  # what shells report for SIGTERM
 # Lightning's advice that is wrong for a search: values are equal on all ranks, networks frozen, an epoch is one batch
 _ON_PURPOSE = (
@@ -258,6 +261,20 @@ def main(argv: list[str]) -> None:
             RunCLI(args, held)
     except SIGTERMException:
         raise SystemExit(TERMINATED) from None
+    except ProcessExitedException as error:
+        raise UserError(
+            f"rank {error.error_index} died ({error.signal_name or f'exit code {error.exit_code}'}) and the others were"
+            " ended; SIGKILL often means that memory ran out. Continue with --ckpt_path last"
+        ) from error
+    except ProcessRaisedException as error:  # its text is the traceback of the rank that failed
+        name, _, message = str(error).strip().rpartition("\n")[2].partition(": ")
+        if name != f"{UserError.__module__}.{UserError.__qualname__}":
+            raise
+        raise UserError(f"rank {error.error_index}: {message}") from error
+    except RuntimeError as error:
+        if not _PEER_GONE.search(str(error)):
+            raise
+        raise UserError("another rank died: its message says why. Continue with --ckpt_path last") from error
     except (ValueError, MisconfigurationException) as error:
         if mistake := _mistake(error):
             raise mistake from error
