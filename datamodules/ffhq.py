@@ -17,7 +17,7 @@ from datamodules.epoch_plan import TrainBatches, ValidationBatches, epoch_order
 from datamodules.scores_file import read_scores
 from datamodules.shards import ShardReader, ShardSet
 from lso_lightning.errors import UserError
-from lso_lightning.images import from_uint8, read_image
+from lso_lightning.images import decode_packed, from_uint8
 from lso_lightning.seeding import generator
 
 
@@ -42,38 +42,37 @@ class PackedImages:
         odd = set(shards.manifest["mirrored"])
         self.mirror = torch.tensor([-1.0 if name in odd else 1.0 for name in shards.attributes])
         self.epoch = 0
-        self._flips: tuple[int, Tensor] | None = None  # (epoch, chances of all rows)
+        self._flips: tuple[int, np.ndarray] | None = None  # (epoch, chances of all rows)
 
-    def _flipped(self, rows: np.ndarray) -> Tensor:
+    def _flipped(self, rows: np.ndarray) -> np.ndarray:
         """Which of the rows are mirrored in this epoch, ``(b,)`` bool; depends on seed, epoch and row alone."""
         if self._flips is None or self._flips[0] != self.epoch:
             chances = torch.rand(len(self.shards), generator=generator(self.seed, "flip", self.epoch))
-            self._flips = self.epoch, chances
-        return self._flips[1][torch.from_numpy(rows)] < self.flip
+            self._flips = self.epoch, chances.numpy()
+        return self._flips[1][rows] < self.flip
 
-    def _pictures(self, rows: np.ndarray, structure: bool = False) -> Tensor:
-        images = []
-        for row in rows:
+    def _pictures(self, rows: np.ndarray, flipped: np.ndarray, structure: bool = False) -> Tensor:
+        size = self.shards.size
+        batch = np.empty((len(rows), 3, size, size), np.uint8)
+        for row, mirror, image in zip(rows, flipped, batch, strict=True):
             key, place = str(self.shards.table["key"][row]), self.shards.place(row, structure)
-            images.append(read_image(self.reader.read(place, key), name=f"{self.shards.folder / place.shard}:{key}"))
-        return torch.stack(images)
+            out = image[:, :, ::-1] if mirror else image
+            decode_packed(self.reader.read(place, key), out, f"{self.shards.folder / place.shard}:{key}")
+        return torch.from_numpy(batch)
 
     def __getitem__(self, rows: np.ndarray) -> dict[str, Any]:
         """The batch of rows ``(b,)``; images are uint8, converted after the transfer to the device."""
-        flipped = self._flipped(rows)
-        wide = flipped[:, None, None, None]
-        images, index = self._pictures(rows), torch.from_numpy(rows)
+        flipped, index = self._flipped(rows), torch.from_numpy(rows)
         attributes = self.attributes[index]
         batch: dict[str, Any] = {
-            "image": torch.where(wide, images.flip(-1), images),
+            "image": self._pictures(rows, flipped),
             "key": [str(key) for key in self.shards.table["key"][rows]],
             "score": self.scores[index],
             "caption": [str(caption) for caption in self.shards.table["caption"][rows]],
-            "attributes": torch.where(flipped[:, None], attributes * self.mirror, attributes),
+            "attributes": torch.where(torch.from_numpy(flipped)[:, None], attributes * self.mirror, attributes),
         }
         if self.structure:
-            maps = self._pictures(rows, structure=True)[:, :1]  # gray: three equal channels
-            batch["structure"] = torch.where(wide, maps.flip(-1), maps)
+            batch["structure"] = self._pictures(rows, flipped, structure=True)[:, :1]  # gray: three equal channels
         return batch
 
 

@@ -50,6 +50,7 @@ class ShardSet:
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
         self.attributes: list[str] = self.manifest["attributes"]
         self.structure = bool(self.manifest["structure"])
+        self.size = int(self.manifest["size"])  #: side of the images in pixels
         for shard in self.shards:
             self._check_size(shard)
         self.table = self._read_table()
@@ -162,7 +163,7 @@ class ShardReader:
         """
         path = self.folder / place.shard
         try:
-            data = os.pread(self._descriptor(place.shard), place.size, place.offset)
+            data = _read(self._descriptor(place.shard), place.size, place.offset)
         except OSError as error:
             raise UserError(f"the shard {path} cannot be read: {error.strerror}") from error
         if len(data) < place.size or zlib.crc32(data) != place.crc32:
@@ -176,3 +177,11 @@ class ShardReader:
         if shard not in self._open:
             self._open[shard] = os.open(self.folder / shard, os.O_RDONLY)
         return self._open[shard]
+
+
+def _read(file: int, size: int, offset: int) -> bytes:
+    """Up to `size` bytes; network file systems may answer with fewer at a time."""
+    data = os.pread(file, size, offset)
+    while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
+        data += more
+    return data

@@ -103,6 +103,29 @@ def read_image(source: Path | bytes, size: int | None = None, name: str = "") ->
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
+def decode_packed(data: bytes, out: np.ndarray, name: str) -> None:
+    """Decode a picture that `lso pack` wrote (upright, of a known size) into its place in a batch.
+
+    A quarter faster than :func:`read_image`, which takes pictures as they come.
+
+    Args:
+        data: the bytes of a PNG or JPEG.
+        out: uint8 ``(3, size, size)``, written to; a mirrored view mirrors the picture.
+        name: what error messages call it.
+
+    Raises:
+        UserError: not a readable picture, or of another size.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
+            pixels = np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: not a readable picture ({' '.join(str(error).split())[:120]})") from None
+    if pixels.shape[:2] != out.shape[1:]:
+        raise UserError(f"{name}: {pixels.shape[1]}x{pixels.shape[0]} pixels in a set of {out.shape[1]}; pack again")
+    out.transpose(1, 2, 0)[:] = pixels
+
+
 def grid(images: Tensor, columns: int, gap: int = 2) -> Tensor:
     """Tile uint8 images ``(b, 3, h, w)`` row by row into one white-gapped picture ``(3, H, W)``."""
     b, c, h, w = images.shape
