@@ -106,8 +106,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
-        f"{args.count} synthetic faces as PNG, batches of {BATCH}, one process, one thread; CPU time, {args.chunks} turns of"
-        " 128 images. Ours shuffles, checks every image's checksum, flips half of them and carries labels.",
+        f"{args.count} synthetic faces as PNG, batches of {BATCH}, one process, one thread; CPU time, {args.chunks} turns"
+        " of 128 images. Ours shuffles, checks every image's checksum, flips half of them and carries labels.",
         "",
         "| pixels | ours, images/s of one core | ours / plain loop over the tars [least, most] | ours / loose PNGs |"
         " cold: ours / plain tars, wall |",

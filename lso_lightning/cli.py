@@ -22,6 +22,7 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import datamodules  # noqa: F401  (importing makes short class names resolve)
+import lso_lightning.models  # noqa: F401
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from callbacks.command_line_wins import CommandLineWins
 from callbacks.graceful_end import GracefulEnd
@@ -37,10 +38,11 @@ from lso_lightning.run_directory import SaveRunConfig, prepare_fit, require_run_
 # what gloo and NCCL say when the process at the other end is gone
 _PEER_GONE = re.compile(r"gloo.*(Connection closed by peer|Connection reset by peer)|ncclRemoteError", re.S)
 TERMINATED = 143  # what shells report for SIGTERM
-# Lightning's advice that is wrong for a search: values are equal on all ranks, networks frozen, an epoch is one batch
+# Lightning's advice that is wrong for us: networks that only measure stay frozen ...
+_FROZEN = r"Found \d+ module\(s\) in eval mode at the start of training"
+# ... and that is wrong for a search: values are equal on all ranks, an epoch is one batch
 _ON_PURPOSE = (
     r"It is recommended to use `self\.log\(.*sync_dist=True\)`",
-    r"Found \d+ module\(s\) in eval mode at the start of training",
     r"The number of training batches \(1\) is smaller than the logging interval",
 )
 # whose classes may be meant by a short name, by the option it was given to
@@ -188,7 +190,8 @@ class RunCLI(LightningCLI):
         return super()._instantiate_trainer({**config, "plugins": plugins, "callbacks": own}, callbacks)
 
     def before_fit(self) -> None:
-        """Keep quiet about what a search does on purpose."""
+        """Keep quiet about what is done on purpose."""
+        warnings.filterwarnings("ignore", message=_FROZEN)
         if isinstance(self.model, LatentSearch):
             for message in _ON_PURPOSE:
                 warnings.filterwarnings("ignore", message=message)
@@ -223,9 +226,10 @@ def _no_adverts(record: logging.LogRecord) -> bool:
 
 
 def quiet() -> None:
-    """Stop advertisements for other products and a deprecation inside Lightning; every other warning stays."""
+    """Stop advertisements for other products and deprecations inside Lightning; every other warning stays."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_adverts)  # adding twice is one filter
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
 
 
 def _mistake(error: BaseException | None) -> UserError | None:
