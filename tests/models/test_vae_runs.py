@@ -129,9 +129,15 @@ def test_two_ranks_equal_one(run: Path, tmp_path: Path, folder: Path, train: str
     more = [
         *EVERYTHING, *AVERAGE, f"--model.train={train}", f"--model.regularizer.weight={1e-3 if train == 'all' else 0}",
         "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1e-2", "--trainer.max_epochs=4",
+        "--trainer.callbacks+=tests.models.toys.LossPerRank",
     ]  # fmt: skip
     fit(tmp_path / "one", folder, *more, "--data.batch_size=8")
     fit(run, folder, *more, "--data.batch_size=4", "--trainer.devices=2", "--trainer.strategy=ddp_fork")
+    alone, *shared = (
+        [float(line) for line in (folder / f"losses-{rank}.txt").read_text().splitlines()]
+        for folder, rank in ((tmp_path / "one", 0), (run, 0), (run, 1))
+    )
+    assert len(alone) == 8 and [sum(pair) / 2 for pair in zip(*shared, strict=True)] == pytest.approx(alone, rel=1e-4)
     one, two = load(tmp_path / "one"), load(run)
     assert one["global_step"] == two["global_step"] == 8
     for key in ("state_dict", "current_model_state"):

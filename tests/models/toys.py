@@ -61,6 +61,14 @@ class Doubled(nn.Module):
         return [images + 0.1, self.factor * images[:, :2] + 0.1]
 
 
+class LossPerRank(Callback):
+    """Appends the loss of every step to RUN/losses-RANK.txt."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        with (Path(trainer.default_root_dir) / f"losses-{trainer.global_rank}.txt").open("a") as file:
+            file.write(f"{float(outputs['loss'])}\n")
+
+
 class Recorder(Callback):
     """Keeps what was logged in each step and which gradients were there before the optimiser's step."""
 
