@@ -6,34 +6,27 @@ import errno
 import hashlib
 import json
 import math
+import shutil
+from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from datamodules.pack_chunks import Conversion
-from datamodules.pack_jobs import Workers, cores
-from datamodules.pack_shards import TABLE
-from datamodules.pack_work import (
-    Settings,
-    Work,
-    assemble,
-    begin,
-    clear,
-    convert_all,
-    differing,
-    faces_to_pack,
-    images_to_pack,
-    named,
-    sync,
-    tolerate,
-)
+from datamodules.pack_chunks import Chunk, Conversion, convert, cut_faces, cut_images
+from datamodules.pack_jobs import cores, in_processes, sync, whole_file
+from datamodules.pack_shards import Sample, plan_shards, write_set
+from datamodules.pack_sources import Bad, by_key, file_name, named, open_source
+from datamodules.progress import progress
 from datamodules.scores_file import read_scores
-from datamodules.shards import MANIFEST
+from datamodules.shards import MANIFEST, ShardSet
 from lso_lightning.errors import UserError
-from lso_lightning.images import MIN_SIDE
+from lso_lightning.images import MIN_SIDE, SUFFIXES
+from lso_lightning.run_lock import NAME as LOCK
 from lso_lightning.run_lock import only_writer
+
+_NOTE = "lso-pack.json"  # in the work's folder: the settings it was begun with
+_LOOK_ON = 100  # bad images more than allowed, after which there is no point in finding yet more
 
 
 def pack(
@@ -70,35 +63,6 @@ def pack(
         seed: of the order in the shards, and of the synthetic faces.
         workers: processes. Default: one a core.
     """
-    _check(out, source, size, synthetic, quality, shards, val, max_bad)
-    partial = out.with_name(out.name + ".partial")
-    conversion = Conversion(size, format, quality if format == "jpg" else 0, structure)
-    table = {} if scores is None else read_scores("--scores", scores)
-    if source is not None:
-        if structure:
-            raise UserError("pack --structure: only synthetic faces come with structure maps; leave it out")
-        work = images_to_pack(partial, conversion, source, table)
-    else:
-        if scores is not None:
-            raise UserError("pack --scores: synthetic faces have a score of their own, the smile; leave it out")
-        work = faces_to_pack(partial, conversion, seed, synthetic or 0)
-    settings: Settings = {
-        "size": size, "format": format, "quality": conversion.quality, "shards": shards, "val": val, "seed": seed,
-        "synthetic": synthetic, "structure": structure,
-        "scores": None if scores is None else hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest(),
-    }  # fmt: skip
-    if not _packed_already(out, {**settings, "images": work.content}):
-        tolerate(work.bad, max_bad, work)
-        manifest = _pack(out, work, conversion, settings, max_bad, cores() if workers is None else workers)
-        print(_summary(out, manifest))
-    clear(work)  # also what a run that was killed at its very end left
-
-
-def _check(
-    out: Path, source: Path | None, size: int, synthetic: int | None, quality: int, shards: int, val: float,
-    max_bad: int,
-) -> None:  # fmt: skip
-    """Refuse what cannot be meant."""
     if (source is None) == (synthetic is None):
         found = "neither is given" if source is None else "both are given"
         raise UserError(f"pack: expected either SOURCE OUT or --synthetic COUNT OUT, {found}")
@@ -109,16 +73,97 @@ def _check(
             raise UserError(f"pack --{name} {value}: expected {least} to {most}")
     if not 0 <= val < 1:
         raise UserError(f"pack --val {val}: expected a share of the images, at least 0 and below 1")
-    if out.name in ("", ".."):
+    if source is not None and structure:
+        raise UserError("pack --structure: only synthetic faces come with structure maps; leave it out")
+    table = {} if scores is None else read_scores("--scores", scores)
+    if source is None and scores is not None:
+        raise UserError("pack --scores: synthetic faces have a score of their own, the smile; leave it out")
+    if out.name in ("", "..") or out.is_mount():
         raise UserError(f"pack: {str(out)!r} names no new folder")
+    if out.is_symlink():
+        out = out.resolve()  # a rename would not follow it, and there is room where it leads
+
+    partial = out.with_name(out.name + ".partial")
+    conversion = Conversion(size, format, quality if format == "jpg" else 0, structure)
+    changed = None if source is None or not source.is_file() else source.stat().st_mtime_ns
+    if source is None:
+        work = _faces(partial, conversion, seed, synthetic or 0)
+    else:
+        work = _images(partial, conversion, source, table)
+    settings: dict[str, Any] = {
+        "size": size, "format": format, "quality": conversion.quality, "shards": shards, "val": val, "seed": seed,
+        "synthetic": synthetic, "structure": structure,
+        "scores": None if scores is None else hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest(),
+    }  # fmt: skip
+    asked = {**settings, "images": work.content}
+    processes = cores() if workers is None else max(1, workers)
+    if _packed_already(out, asked):
+        if (partial / _NOTE).is_file():
+            shutil.rmtree(partial)  # left by a run that was killed at its very end
+        return
+    _tolerate(work.bad, max_bad, work)
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        with only_writer(partial):
+            # another process may have finished it while this one listed the images
+            if not _packed_already(out, asked):
+                _begin(work, settings)
+                samples, bad = _convert(work, table, max_bad, processes)
+                if source is not None and changed and changed != source.stat().st_mtime_ns:
+                    raise UserError(f"{source}: changed while it was being packed; run the same command again")
+                planned = plan_shards(samples, shards, val, seed)
+                about = {"size": size, "image": format, "attributes": work.attributes, "mirrored": work.mirrored,
+                         "structure": structure, "bad": bad, "settings": asked}  # fmt: skip
+                shutil.rmtree(partial / "set", ignore_errors=True)
+                write_set(partial / "set", planned, about, min(processes, 8))
+                (partial / "set").rename(out)
+                sync(out.absolute().parent)
+                print(_summary(out))
+            shutil.rmtree(partial)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{partial}: no space left on the device; what is converted is safe there: make room and run the same"
+            " command again, it continues"
+        ) from None
+    except KeyboardInterrupt:
+        print(f"the same command continues; what is converted is in {partial}")
+        raise
 
 
-def _packed_already(out: Path, settings: Settings) -> bool:
-    """Whether OUT holds the result already.
+class _Work(NamedTuple):
+    """What is to be packed."""
 
-    Raises:
-        UserError: it holds something else.
-    """
+    folder: Path  # where it is done
+    chunks: list[Chunk]  # the images, in the units that are converted
+    found: int  # images
+    content: str | None  # changes when the images' names or sizes do; None for synthetic ones
+    bad: list[Bad]  # known before any is read
+    attributes: tuple[str, ...] = ()  # names of what is known of each image
+    mirrored: tuple[str, ...] = ()  # those of them that a horizontal flip negates
+
+
+def _faces(folder: Path, conversion: Conversion, seed: int, count: int) -> _Work:
+    from datamodules.synthetic_faces import ATTRIBUTES, MIRRORED
+
+    return _Work(folder, cut_faces(folder, conversion, seed, count), count, None, [], ATTRIBUTES, MIRRORED)
+
+
+def _images(folder: Path, conversion: Conversion, source: Path, scores: dict[str, float]) -> _Work:
+    members = sorted(open_source(source).members())
+    if not members:
+        raise UserError(f"{source}: holds no images ({', '.join(SUFFIXES)})")
+    chunks = cut_images(folder, conversion, source.absolute(), by_key(source, members))
+    content = json.dumps(sorted([file_name(member.name), member.size] for member in members))
+    bad = [{"name": member.name, "reason": member.problem} for member in members if member.problem]
+    missing = sorted(set(scores) - {file_name(member.name) for member in members})
+    bad += [{"name": name, "reason": "in the scores, but there is no such image"} for name in missing]
+    return _Work(folder, chunks, len(members), hashlib.sha256(content.encode()).hexdigest(), bad)
+
+
+def _packed_already(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether OUT holds the result already; refuses if it holds something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
@@ -126,50 +171,95 @@ def _packed_already(out: Path, settings: Settings) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         raise UserError(f"{out} exists and is no packed data set; give another folder, or remove it") from None
     if found != settings:
-        raise UserError(
-            f"{out} was packed already, with {differing(found, settings)}; give another folder, or remove it"
-        )
-    print(f"{out}: these images are packed already, with these settings; nothing to do")
+        told = _differing(found, settings)
+        raise UserError(f"{out} was packed already, with {told}; give another folder, or remove it")
+    print(f"{out}: these images (by name and size) are packed already, with these settings; nothing to do")
     return True
 
 
-def _pack(
-    out: Path, work: Work, conversion: Conversion, settings: Settings, max_bad: int, count: int
-) -> dict[str, Any]:
-    """Do or continue the work; the data set appears at OUT in one step. Returns its manifest."""
-    try:
-        work.folder.mkdir(parents=True, exist_ok=True)
-        with only_writer(work.folder), Workers(count) as workers:
-            begin(work, settings)
-            bad = convert_all(work, max_bad, workers)
-            manifest = assemble(work, conversion, {**settings, "images": work.content}, bad, workers)
-            work.result.rename(out)
-            sync(out.absolute().parent)
-            return manifest
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+def _differing(found: dict[str, Any], asked: dict[str, Any]) -> str:
+    return ", ".join(
+        f"other {name}" if name in ("images", "scores") else f"--{name} {found.get(name)} instead of {value}"
+        for name, value in asked.items() if found.get(name) != value
+    )  # fmt: skip
+
+
+def _begin(work: _Work, settings: dict[str, Any]) -> None:
+    """Note what the work's folder is for, so that it is continued with the same settings and images only."""
+    note = work.folder / _NOTE
+    if not note.is_file():
+        if others := [path.name for path in work.folder.iterdir() if path.name != LOCK and path.suffix != ".tmp"]:
+            raise UserError(f"{work.folder}: needed for the work, but holds {others[0]}; move that folder away")
+        with whole_file(note) as file:
+            file.write(json.dumps(settings).encode())
+    elif (found := json.loads(note.read_text(encoding="utf-8"))) != settings:
         raise UserError(
-            f"{work.folder}: no space left on the device; what is converted is safe there: make room and run the same"
-            " command again, it continues"
-        ) from None
-    except KeyboardInterrupt:
-        print(f"the same command continues; what is converted is in {work.folder}")
-        raise
+            f"{work.folder} was begun with {_differing(found, settings)}; repeat the settings it was begun with to"
+            " continue, or remove that folder to start anew"
+        )
+    for path in work.folder.glob("*.tmp"):
+        path.unlink()  # left by a run that was killed
 
 
-def _summary(out: Path, manifest: dict[str, Any]) -> str:
+def _convert(work: _Work, scores: dict[str, float], max_bad: int, processes: int) -> tuple[list[Sample], list[Bad]]:
+    """Convert what no earlier run has converted; all samples, and all bad images."""
+    loaded = [chunk.load() for chunk in work.chunks]
+    todo = [chunk for chunk, record in zip(work.chunks, loaded, strict=True) if record is None]
+    records = [record for record in loaded if record]
+    if not records:  # a few images that were mended are no other images
+        noted = [json.loads(path.read_text(encoding="utf-8")) for path in work.folder.glob("chunk-*.json")]
+        earlier = {tuple(sample["member"]) for record in noted for sample in record["samples"]}
+        if earlier and earlier.isdisjoint(member[:3] for chunk in work.chunks for member in chunk.members):
+            raise UserError(f"{work.folder} was begun with other images; remove that folder to start anew")
+    bad = work.bad + [one for record in records for one in record["bad"]]
+    total = sum(map(len, work.chunks))
+    done = total - sum(map(len, todo))
+    if done:
+        print(f"continuing: {len(records)} of {len(work.chunks)} chunks ({done} of {total} images) are done")
+    if todo:
+        with progress("converting", total, done) as add, closing(in_processes(convert, todo, processes)) as results:
+            for record in results:
+                records.append(record)
+                bad += record["bad"]
+                add(count := len(record["samples"]) + len(record["bad"]))
+                done += count
+                if len(bad) > max_bad + _LOOK_ON:
+                    raise UserError(
+                        f"stopped at {len(bad)} bad images among {done}, {max_bad} allowed: {named(bad)}. Mend or"
+                        f" remove them; what is converted stays in {work.folder}, and a re-run continues"
+                    )
+    bad.sort(key=lambda one: one["name"])
+    _tolerate(bad, max_bad, work)
+    samples = [{**sample, "data": work.folder / record["data"]} for record in records for sample in record["samples"]]
+    for sample in samples:
+        own = math.nan if sample["score"] is None else sample["score"]
+        sample["score"] = scores.get(sample["name"], own)
+    return samples, bad
+
+
+def _tolerate(bad: list[Bad], max_bad: int, work: _Work) -> None:
+    """Refuse more bad images than are allowed."""
+    if len(bad) > max_bad:
+        kept = f"; what is converted stays in {work.folder}, and a re-run continues" if work.folder.exists() else ""
+        raise UserError(
+            f"{len(bad)} bad images, {max_bad} allowed, {work.found} found: {named(bad)}. Mend or remove them, or leave"
+            f" them out with --max_bad {len(bad)}{kept}"
+        )
+
+
+def _summary(out: Path) -> str:
     """What was packed, and what to type next."""
-    side, bad, shards = manifest["size"], manifest["bad"], manifest["shards"]
-    total = sum(shard["bytes"] for shard in shards)
-    lines = [f"{out}: {manifest['count']} images, {side} x {side} {manifest['image']}, {total / 1e6:.1f} MB"]
+    packed = ShardSet(out)
+    manifest, bad = packed.manifest, packed.manifest["bad"]
+    total = sum(shard["bytes"] for shard in packed.shards)
+    lines = [f"{out}: {len(packed)} images, {packed.size} x {packed.size} {manifest['image']}, {total / 1e6:.1f} MB"]
     for split, told in (("train", "training"), ("val", "validation")):
-        counts = [shard["count"] for shard in shards if shard["split"] == split]
+        counts = [shard["count"] for shard in packed.shards if shard["split"] == split]
         each = f" of {'-'.join(map(str, sorted(set(counts))))}" if counts else ""
         lines.append(f"  {told}: {sum(counts)} images in {len(counts)} shards{each}")
     if bad:
         lines.append(f"  left out: {len(bad)} bad: {named(bad)}; {MANIFEST} names all")
-    scores = pq.read_table(out / TABLE, columns=["score"])["score"].to_numpy()
+    scores = packed.column("score")
     known = scores[np.isfinite(scores)]
     if len(known):
         without = f", {len(scores) - len(known)} images have none" if len(known) < len(scores) else ""

@@ -1,4 +1,4 @@
-"""Jobs in several processes, each of them able to die without taking the work of the others along."""
+"""Jobs in several processes, and files that are on disk whole or not at all."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from types import TracebackType
-from typing import TypeVar
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import torch
 
@@ -25,75 +26,74 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _leave_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
-    # a parent that was killed closes nothing: its workers would wait for jobs for ever
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-class Workers:
-    """Worker processes, started when there is more than one job; a context manager.
+def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], count: int) -> Generator[Result, None, None]:
+    """Do jobs in worker processes; with one process or one job, in this one.
 
     Args:
-        count: processes; 1 does all in this one.
+        function: does one job; importable by name.
+        jobs: what it is given.
+        count: processes.
+
+    Yields:
+        Results in the order in which they are ready. When the iterator is closed, jobs that have begun are finished.
+
+    Raises:
+        UserError: a worker died.
     """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)  # what is being done is finished
-
-    def run(self, function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-        """Do jobs.
-
-        Args:
-            function: does one; importable by name.
-            jobs: what it is given.
-
-        Yields:
-            Results in the order in which they are ready.
-
-        Raises:
-            UserError: a worker died.
-        """
-        if min(self.count, len(jobs)) <= 1:
-            yield from _run_here(function, jobs)
-            return
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")  # forking a process whose libraries run threads can hang
-            self._pool = ProcessPoolExecutor(min(self.count, len(jobs)), context, initializer=_start_worker)
+    if min(count, len(jobs)) <= 1:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the workers: float sums, and with them pixels, depend on it
         try:
-            for future in as_completed([self._pool.submit(function, job) for job in jobs]):
+            yield from map(function, jobs)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    context = multiprocessing.get_context("spawn")  # forking a process whose libraries run threads can hang
+    with ProcessPoolExecutor(min(count, len(jobs)), context, initializer=_start_worker) as pool:
+        try:
+            for future in as_completed([pool.submit(function, job) for job in jobs]):
                 yield future.result()
         except BrokenProcessPool:
             raise UserError(
                 "a worker process died (killed, perhaps for want of memory); run the same command again, it continues;"
                 " fewer --workers need less memory"
             ) from None
-
-
-def _run_here(function: Callable[[Job], Result], jobs: Sequence[Job]) -> Iterator[Result]:
-    threads = torch.get_num_threads()
-    for job in jobs:
-        torch.set_num_threads(1)  # as in the workers: float sums, and with them pixels, depend on it
-        try:
-            result = function(job)
         finally:
-            torch.set_num_threads(threads)
-        yield result
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+
+    def leave_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    # a parent that was killed closes nothing: its workers would wait for jobs for ever
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, whose name holds all of the content or nothing new, even after a power cut."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

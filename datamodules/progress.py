@@ -1,55 +1,46 @@
-"""Progress of a command that works through many pictures: a bar with the time left; plain lines in a log file."""
+"""Progress of a command that works through many images: a bar with the time left; plain lines in a log file."""
 
 from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
-EVERY = 15.0  # seconds between lines where the output is no terminal
+_EVERY = 15.0  # seconds between lines where the output is no terminal
 
 
-class Progress:
-    """Counts what is done and says how long the rest will take; a context manager.
+@contextmanager
+def progress(title: str, total: int, before: int = 0) -> Iterator[Callable[[int], object]]:
+    """Say how far the work is and how long the rest will take.
 
     Args:
         title: what is being done.
-        total: how many there are.
-        done: how many an earlier run did.
-        unit: one of them.
+        total: images in all.
+        before: images that an earlier run did.
+
+    Yields:
+        Function to call with the number of images that have just been done.
     """
+    if sys.stderr.isatty():
+        with tqdm(total=total, initial=before, desc=title, unit="images", dynamic_ncols=True) as bar:
+            yield bar.update
+        return
+    done, began = before, time.monotonic()
+    last = began
 
-    def __init__(self, title: str, total: int, done: int = 0, unit: str = "images") -> None:
-        self.title, self.total, self.done, self.unit, self.initial = title, total, done, unit, done
-        self._bar: Any = None
-        self._began = self._last = time.monotonic()
+    def line(now: float) -> None:
+        text = tqdm.format_meter(done, total, now - began, ncols=0, prefix=title, unit=" images", initial=before)
+        print(text, file=sys.stderr, flush=True)
 
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=self.total, initial=self.done, desc=self.title, unit=self.unit, dynamic_ncols=True)
-        return self
+    def add(count: int) -> None:
+        nonlocal done, last
+        done += count
+        if (now := time.monotonic()) - last >= _EVERY:
+            last = now
+            line(now)
 
-    def add(self, count: int) -> None:
-        """Note that `count` more are done."""
-        self.done += count
-        if self._bar is not None:
-            self._bar.update(count)
-        elif (now := time.monotonic()) - self._last >= EVERY:
-            self._last = now
-            self._line()
-
-    def _line(self) -> None:
-        elapsed = time.monotonic() - self._began
-        told = {"ncols": 0, "prefix": self.title, "unit": f" {self.unit}", "initial": self.initial}
-        print(tqdm.format_meter(self.done, self.total, elapsed, **told), file=sys.stderr, flush=True)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        elif error is None:
-            self._line()
+    yield add
+    line(time.monotonic())

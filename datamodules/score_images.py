@@ -16,11 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from datamodules.pack_chunks import UNREADABLE, reason, write_whole
-from datamodules.pack_jobs import cores
-from datamodules.pack_sources import Member, by_key, file_name, open_source
-from datamodules.pack_work import named
-from datamodules.progress import Progress
+from datamodules.pack_jobs import cores, whole_file
+from datamodules.pack_sources import UNREADABLE, Member, by_key, file_name, named, open_source, reason
+from datamodules.progress import progress
 from datamodules.shards import MANIFEST, ShardReader, ShardSet
 from lso_lightning.errors import UserError
 from lso_lightning.images import MIN_SIDE, SUFFIXES, from_uint8, read_image
@@ -72,7 +70,8 @@ def score_images(
     if not scores[0]:
         raise UserError(f"no image of {source} could be scored: {named(failed)}")
     for file, table in zip((out, out.with_name(f"{out.stem}_scaled{out.suffix}")), scores, strict=False):
-        write_whole(file, json.dumps(dict(sorted(table.items())), ensure_ascii=False, indent=0).encode())
+        with whole_file(file) as written:
+            written.write(json.dumps(dict(sorted(table.items())), ensure_ascii=False, indent=0).encode())
         low, high, mean = min(table.values()), max(table.values()), sum(table.values()) / len(table)
         print(f"{file}: {len(table)} scores, {low:.4g} to {high:.4g}, mean {mean:.4g}")
     if failed:
@@ -179,9 +178,9 @@ def _score(
     objective = objective.to(device).eval()
     tables: list[dict[str, float]] = [{}] if temperature is None else [{}, {}]
     failed: list[dict[str, str]] = []
-    with Progress("scoring", len(pictures)) as progress:
+    with progress("scoring", len(pictures)) as add:
         for i, batch in enumerate(_batches(pictures, batch_size)):
-            part = pictures[i * batch_size :][: len(batch)]
+            part = pictures[i * batch_size : (i + 1) * batch_size]
             names = [picture.name for picture, image in zip(part, batch, strict=True) if isinstance(image, Tensor)]
             for picture, image in zip(part, batch, strict=True):
                 if isinstance(image, str):
@@ -195,7 +194,7 @@ def _score(
                         continue
                     for table, value in zip(tables, row, strict=True):
                         table[name] = value
-            progress.add(len(batch))
+            add(len(batch))
     return tables, failed
 
 

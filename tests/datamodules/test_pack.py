@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 import datamodules
-from datamodules.pack_jobs import Workers
+from datamodules.pack_jobs import in_processes
 from datamodules.pack_shards import split_of
 from datamodules.pack_sources import key_of
 from datamodules.shards import ShardReader, ShardSet
@@ -123,8 +123,8 @@ def test_several_processes_write_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_dead_worker_is_one_line() -> None:
-    with Workers(2) as workers, pytest.raises(UserError, match="continues"):
-        list(workers.run(os._exit, [9, 9]))
+    with pytest.raises(UserError, match="continues"):
+        list(in_processes(os._exit, [9, 9], 2))
 
 
 def test_jpg_is_smaller_and_near(photos: Path, tmp_path: Path) -> None:
