@@ -79,7 +79,7 @@ def pack(
     if source is None and scores is not None:
         raise UserError("pack --scores: synthetic faces have a score of their own, the smile; leave it out")
     if out.name in ("", "..") or out.is_mount():
-        raise UserError(f"pack: {str(out)!r} names no new folder")
+        raise UserError(f"pack: {str(out)!r} names no new folder; name one inside it")
     if out.is_symlink():
         out = out.resolve()  # a rename would not follow it, and there is room where it leads
 

@@ -50,8 +50,14 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], count: 
         return
     context = multiprocessing.get_context("spawn")  # forking a process whose libraries run threads can hang
     with ProcessPoolExecutor(min(count, len(jobs)), context, initializer=_start_worker) as pool:
+        # Ctrl-C reaches all processes, and the parent decides; workers inherit this before they can do so themselves
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
-            for future in as_completed([pool.submit(function, job) for job in jobs]):
+            futures = [pool.submit(function, job) for job in jobs]
+        finally:
+            signal.signal(signal.SIGINT, interrupt)
+        try:
+            for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool:
             raise UserError(
@@ -64,7 +70,6 @@ def in_processes(function: Callable[[Job], Result], jobs: Sequence[Job], count: 
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
 
     def leave_with_parent() -> None:
         parent = multiprocessing.parent_process()

@@ -12,7 +12,8 @@ import tarfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -41,100 +42,11 @@ class Member(NamedTuple):
     problem: str = ""  # why it will not be read
 
 
-class FolderSource:
-    """A folder and the folders in it."""
+class Source(NamedTuple):
+    """A folder or archive."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def members(self) -> list[Member]:
-        """All images, by file ending."""
-
-        def stop(error: OSError) -> None:
-            raise error
-
-        found = []
-        for folder, folders, files in os.walk(self.path, onerror=stop):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            paths = [Path(folder, file) for file in files]
-            found += [self._member(path) for path in paths if is_image(path.relative_to(self.path).as_posix())]
-        return found
-
-    def _member(self, path: Path) -> Member:
-        name = path.relative_to(self.path).as_posix()
-        try:
-            state = path.stat()
-        except OSError as error:
-            return Member(name, 0, 0, problem=str(error.strerror))
-        problem = "" if stat.S_ISREG(state.st_mode) else "not a regular file"  # reading a pipe would wait for ever
-        return Member(name, state.st_size, state.st_mtime_ns, 0, problem or _problem(name, state.st_size))
-
-    def read(self, member: Member) -> bytes:
-        """The bytes of an image's file."""
-        return (self.path / member.name).read_bytes()
-
-
-class ZipSource:
-    """A zip archive."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise UserError(f"{path}: a damaged zip ({error}); copy it again") from None
-
-    def members(self) -> list[Member]:
-        """All images, by file ending."""
-        found = []
-        for place, info in enumerate(self._zip.infolist()):
-            if info.is_dir() or not is_image(info.filename):
-                continue
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            problem = "" if kind in (0, stat.S_IFREG) else "a link or a device"
-            problem = problem or _problem(info.filename, info.file_size) or _problem(info.filename, info.compress_size)
-            problem = problem or ("encrypted" if info.flag_bits & 1 else "")
-            found.append(Member(info.filename, info.file_size, info.CRC, place, problem))
-        return found
-
-    def read(self, member: Member) -> bytes:
-        """The bytes of an image's file; never more than announced, whatever the compressed data would expand to."""
-        return self._zip.read(self._zip.infolist()[member.place])
-
-
-class TarSource:
-    """A tar archive that is not compressed, so that any image can be read without those before it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def members(self) -> list[Member]:
-        """All images, by file ending."""
-        found = []
-        try:
-            with tarfile.open(self.path, "r:") as tar:
-                for info in tar:
-                    if info.isdir() or not is_image(info.name):
-                        continue
-                    problem = "" if info.isreg() and not info.issparse() else "a link, a device or a sparse file"
-                    problem = problem or _problem(info.name, info.size)
-                    found.append(Member(info.name, info.size, int(info.mtime), info.offset_data, problem))
-                # tarfile takes a damaged header for the end
-                assert tar.fileobj is not None
-                tar.fileobj.seek(tar.offset)
-                if any(tar.fileobj.read(512)):
-                    raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
-        except (tarfile.TarError, ValueError, OverflowError, MemoryError, OSError) as error:  # absurd sizes raise those
-            raise UserError(f"{self.path}: a damaged tar ({error}); copy it again") from None
-        return found
-
-    def read(self, member: Member) -> bytes:
-        """The bytes of an image's file."""
-        with self.path.open("rb") as file:
-            file.seek(member.place)
-            return file.read(member.size)
-
-
-Source = FolderSource | ZipSource | TarSource
+    members: Callable[[], list[Member]]  # lists all images, by file ending
+    read: Callable[[Member], bytes]  # the file of one; an error of `UNREADABLE` means that it cannot be read
 
 
 def open_source(path: Path) -> Source:
@@ -146,19 +58,85 @@ def open_source(path: Path) -> Source:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected a folder, .zip or .tar of images")
     if path.is_dir():
-        return FolderSource(path)
+        return Source(partial(_in_folder, path), lambda member: (path / member.name).read_bytes())
     with path.open("rb") as file:
         magic = file.read(2)
     if magic == b"PK" or zipfile.is_zipfile(path):
-        return ZipSource(path)
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+            raise UserError(f"{path}: a damaged zip ({error}); copy it again") from None
+        # never more than the announced size comes out, whatever the compressed data would expand to
+        return Source(partial(_in_zip, archive), lambda member: archive.read(archive.infolist()[member.place]))
     if magic in _PACKED:
         raise UserError(f"{path}: compressed with {_PACKED[magic]}, which allows no random access; decompress it first")
     if not tarfile.is_tarfile(path):
         raise UserError(f"{path}: neither a folder, nor a zip, nor a tar")
-    return TarSource(path)
+    return Source(partial(_in_tar, path), partial(_read_tar, path))
 
 
-def is_image(name: str) -> bool:
+def _in_folder(path: Path) -> list[Member]:
+    def stop(error: OSError) -> None:
+        raise error
+
+    found = []
+    for folder, folders, files in os.walk(path, onerror=stop):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for file in files:
+            name = Path(folder, file).relative_to(path).as_posix()
+            if not _is_image(name):
+                continue
+            try:
+                state = os.stat(os.path.join(folder, file))
+            except OSError as error:
+                found.append(Member(name, 0, 0, problem=str(error.strerror)))
+                continue
+            problem = "" if stat.S_ISREG(state.st_mode) else "not a regular file"  # reading a pipe would wait for ever
+            problem = problem or _problem(name, state.st_size)
+            found.append(Member(name, state.st_size, state.st_mtime_ns, problem=problem))
+    return found
+
+
+def _in_zip(archive: zipfile.ZipFile) -> list[Member]:
+    found = []
+    for place, info in enumerate(archive.infolist()):
+        if info.is_dir() or not _is_image(info.filename):
+            continue
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        problem = "" if kind in (0, stat.S_IFREG) else "a link or a device"
+        problem = problem or _problem(info.filename, info.file_size) or _problem(info.filename, info.compress_size)
+        problem = problem or ("encrypted" if info.flag_bits & 1 else "")
+        found.append(Member(info.filename, info.file_size, info.CRC, place, problem))
+    return found
+
+
+def _in_tar(path: Path) -> list[Member]:
+    found = []
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for info in tar:
+                if info.isdir() or not _is_image(info.name):
+                    continue
+                problem = "" if info.isreg() and not info.issparse() else "a link, a device or a sparse file"
+                problem = problem or _problem(info.name, info.size)
+                found.append(Member(info.name, info.size, int(info.mtime), info.offset_data, problem))
+            # tarfile takes a damaged header for the end
+            assert tar.fileobj is not None
+            tar.fileobj.seek(tar.offset)
+            if any(tar.fileobj.read(512)):
+                raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError, OSError) as error:  # absurd sizes raise those
+        raise UserError(f"{path}: a damaged tar ({error}); copy it again") from None
+    return found
+
+
+def _read_tar(path: Path, member: Member) -> bytes:
+    with path.open("rb") as file:
+        file.seek(member.place)
+        return file.read(member.size)
+
+
+def _is_image(name: str) -> bool:
     """Whether a path inside a source names an image; hidden files (say, what macOS adds to archives) do not."""
     parts = name.replace("\\", "/").split("/")
     hidden = any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts)

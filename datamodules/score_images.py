@@ -39,6 +39,7 @@ def score_images(
     """Score every image once and write {file name: score}.
 
     The images reach the objective as they do in a search: RGB in [0, 1], at the side they are searched at.
+    The file is written at the end, so an interrupted run starts anew: 70,000 images take a GPU minutes.
 
     Args:
         source: folder that lso pack wrote; or a folder, zip or tar of images.

@@ -145,16 +145,19 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: 1 for a mistake that a person can mend, 2 for wrong usage, 130 after Ctrl-C. Anything else that is
             raised is a bug and keeps its traceback.
     """
+    args = sys.argv[1:] if argv is None else list(argv)
     try:
-        dispatch(sys.argv[1:] if argv is None else list(argv))
+        dispatch(args)
     except UserError as error:
         fail(" ".join(str(error).split()))
     except OSError as error:
-        if error.errno in _FULL and error.filename is None:  # raised by a write to a file that is open already
-            fail(
-                f"{'no space left on the device' if error.errno == errno.ENOSPC else 'the disk quota is used up'} while"
-                " writing; what is committed is safe: make room and continue with --ckpt_path last"
-            )
+        if error.errno in _FULL:
+            where = f"{error.filename}: " if error.filename else ""  # unknown to a write to a file that is open already
+            what = "no space left on the device" if error.errno == errno.ENOSPC else "the disk quota is used up"
+            again = "run the same command again"
+            if args[0] in LIGHTNING:
+                again = "continue with --ckpt_path last, what is committed is safe"
+            fail(f"{where}{what} while writing; make room and {again}")
         if error.errno not in _MENDABLE or error.filename is None:
             raise
         fail(f"{error.filename}: {error.strerror}")

@@ -169,6 +169,7 @@ def test_bad_images_are_named_and_left_out_up_to_max_bad(photos: Path, tmp_path:
     pack(*given, "--max-bad", 4)
     assert "left out: 4 bad: 00003.png (not a readable picture" in capsys.readouterr().out
     told = manifest(tmp_path / "packed")
+    assert told["bad"][1]["reason"] == "not a readable picture (cannot identify image file)"  # no address in memory
     assert [one["name"] for one in told["bad"]] == ["00003.png", "00005.png", "00007.png", "99999.png"]
     counts = [shard["count"] for shard in told["shards"] if shard["split"] == "train"]
     assert told["count"] == 37 and len(counts) == 4 and max(counts) - min(counts) <= 1

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from datamodules import pack_chunks
+from datamodules import pack_chunks, pack_jobs
+from datamodules.shards import ShardSet
 from lso_lightning.__main__ import main
 from lso_lightning.run_lock import only_writer
 from tests.datamodules.test_pack import content, pack, refused
@@ -95,6 +100,94 @@ def test_other_images_are_refused(photos: Path, tmp_path: Path, capsys) -> None:
     pack(photos, tmp_path / "out")
     (other / "00000.png").unlink()
     assert "with other images" in refused(capsys, other, tmp_path / "out")
+
+
+def test_mended_images_are_no_other_images(tmp_path: Path, capsys) -> None:
+    photos = face_photos(tmp_path / "photos", 20, 16)  # a single chunk
+    whole = (photos / "00003.png").read_bytes()
+    (photos / "00003.png").write_bytes(whole[:100])
+    assert "a re-run continues" in refused(capsys, photos, tmp_path / "out")
+    (photos / "00003.png").write_bytes(whole)
+    pack(photos, tmp_path / "out")
+    assert ShardSet(tmp_path / "out").manifest["count"] == 20
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "Permission denied"), MemoryError()])
+def test_what_a_file_does_not_show_is_tried_again(
+    error: Exception, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = face_photos(tmp_path / "photos", 20, 16)
+    read = Path.read_bytes
+
+    def unwilling(self: Path) -> bytes:
+        if self.name == "00003.png":
+            raise error
+        return read(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", unwilling)
+        assert "00003.png" in refused(capsys, photos, tmp_path / "out")
+    pack(photos, tmp_path / "out")
+    assert ShardSet(tmp_path / "out").manifest["bad"] == []
+
+
+def test_an_archive_that_changes_meanwhile_is_refused(
+    photos: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Path(shutil.make_archive(str(tmp_path / "a"), "zip", photos))
+    encode = pack_chunks._encode
+
+    def changing(*args: Any) -> bytes:
+        os.utime(archive, (0, 0))
+        return encode(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack_chunks, "_encode", changing)
+        assert "changed while it was being packed" in refused(capsys, archive, tmp_path / "out")
+    pack(archive, tmp_path / "out")
+
+
+def test_two_that_start_together_do_the_work_once(
+    photos: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def late(folder: Path) -> Iterator[None]:
+        patch.undo()
+        pack(photos, tmp_path / "out")
+        capsys.readouterr()
+        folder.mkdir()
+        yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr("datamodules.pack.only_writer", late)
+        pack(photos, tmp_path / "out")
+    assert "nothing to do" in capsys.readouterr().out and not (tmp_path / "out.partial").exists()
+
+
+def test_a_link_is_followed_and_a_mount_point_is_refused(photos: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "large")
+    pack(photos, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "large" / "manifest.json").is_file()
+    assert "names no new folder" in refused(capsys, photos, "/")
+    assert "names no new folder" in refused(capsys, photos, "/proc")
+
+
+def test_workers_are_started_deaf_to_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, count: int, *args: Any, **options: Any) -> None:
+            super().__init__(count)
+
+        def submit(self, *args: Any) -> Any:
+            heard.append(signal.getsignal(signal.SIGINT))
+            return super().submit(*args)
+
+    monkeypatch.setattr(pack_jobs, "ProcessPoolExecutor", Pool)
+    before = signal.getsignal(signal.SIGINT)
+    assert sorted(pack_jobs.in_processes(abs, [-1, -2], 2)) == [1, 2]
+    assert heard == [signal.SIG_IGN] * 2 and signal.getsignal(signal.SIGINT) is before
 
 
 def test_foreign_folders_are_left_alone(photos: Path, tmp_path: Path, capsys) -> None:

@@ -139,6 +139,17 @@ def test_a_damaged_picture_in_a_zip_is_one_bad_picture(tmp_path: Path) -> None:
     assert [one["name"] for one in manifest(tmp_path / "out")["bad"]] == ["b.png"]
 
 
+def test_a_damaged_picture_in_an_lzma_zip_is_one_bad_picture(tmp_path: Path) -> None:
+    with zipfile.ZipFile(zip_of(tmp_path / "a.zip"), "a", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("b.png", PICTURE)
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    at = data.index(b"b.png") + 5
+    data[at + 4 : at + 9] = b"\xff" * 5  # properties of the coder
+    (tmp_path / "a.zip").write_bytes(data)
+    pack(tmp_path / "a.zip", tmp_path / "out", "--max-bad=1", "--val=0")
+    assert [one["name"] for one in manifest(tmp_path / "out")["bad"]] == ["b.png"]
+
+
 def test_truncated_zip_compressed_tar_and_other_files_say_what_to_do(tmp_path: Path) -> None:
     source = zip_of(tmp_path / "a.zip")
     (tmp_path / "cut.zip").write_bytes(source.read_bytes()[:-30])
