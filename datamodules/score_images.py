@@ -39,12 +39,12 @@ def score_images(
     """Score every image once and write {file name: score}.
 
     The images reach the objective as they do in a search: RGB in [0, 1], at the side they are searched at.
-    The file is written at the end, so an interrupted run starts anew: 70,000 images take a GPU minutes.
+    An interrupted run keeps nothing: 70,000 images take a GPU minutes.
 
     Args:
         source: folder that lso pack wrote; or a folder, zip or tar of images.
         objective: required; class of the score, images (b, 3, h, w) in [0, 1] to (b,): package.Class or file.py:Class.
-        out: file to write.
+        out: file to write, at the end: an interrupted run starts anew.
         temperature: write temperature-scaled scores beside it, too (scores_scaled.json): logits are divided by it.
         size: side in pixels. Default: the side of the packed images, else 256.
         batch_size: images scored at once.
