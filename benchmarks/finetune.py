@@ -75,7 +75,7 @@ def main() -> None:
     packed = args.out / "packed"
     lso(["pack", str(args.real / "photos"), str(packed), f"--size={SIZE}", f"--val={HELD_OUT}", "--shards=4"])
     shards = ShardSet(str(packed))
-    names = sorted(str(name) for name in shards.column("name")[shards.rows("val")])
+    names = sorted(str(name) for name in shards.table["name"][shards.rows("val")])
     images = from_uint8(torch.stack([read_image(args.real / "photos" / name, SIZE) for name in names]))
     before = measure(args.real / "taesd", images)
     lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -67,6 +68,8 @@ class ExportWeights(Callback):
             raise UserError(f"ExportWeights: {type(pl_module).__name__} has no export(folder, state_dict)")
         if self.best and getattr(pl_module, "monitor", None) is None:
             raise UserError(f"ExportWeights.best: {type(pl_module).__name__} has no monitor to judge by")
+        if self.best and stage == "fit" and not trainer.enable_validation:
+            raise UserError("ExportWeights.best: nothing is validated; pack with --val, or leave best out")
         self.folder = Path(trainer.default_root_dir) / "export"
         old = self.folder.with_name(".export.old")
         if stage == "fit" and trainer.is_global_zero and old.exists() and not self.folder.exists():
@@ -90,7 +93,10 @@ class ExportWeights(Callback):
         if value is None:
             raise UserError(f"ExportWeights.best: the validation logged no {pl_module.monitor}")
         score = float(value)
-        better = self._score is None or (score > self._score if pl_module.mode == "max" else score < self._score)
+        if not math.isfinite(score):  # never better, and nothing would be better than one
+            return False
+        best, larger = self._score, pl_module.mode == "max"
+        better = best is None or (score > best if larger else score < best)
         if better:
             self._score = score
         return better

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lso_lightning.distributed import together
@@ -98,6 +99,12 @@ class ResumePosition(L.Callback):
             pl_module: the module.
             checkpoint: what is about to be restored.
         """
+        averaging = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if "current_model_state" in checkpoint and not averaging:
+            raise UserError(
+                "resume: the checkpoint's weights are an average, and the fit has no callback that averages: add the"
+                " one it had (EMA), or start a new run from the export"
+            )
         loops, max_steps = checkpoint["loops"], trainer.max_steps
         epoch, batches = position(loops)
         stored = checkpoint["callbacks"].get(self.state_key, {})

@@ -60,7 +60,7 @@ class ValidationBatches(Sequence[np.ndarray]):
 
     Args:
         rows: ``(n,)`` at least as many as there are ranks.
-        batch_size: largest batch of one rank.
+        batch_size: largest batch of one rank; one more where there are few images for the ranks.
         rank: of this process.
         ranks: number of processes.
     """

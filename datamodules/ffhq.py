@@ -121,6 +121,8 @@ class FFHQ(L.LightningDataModule):
                 raise UserError(f"data.{name}: {value}, expected at least {least}")
         if not 0 <= flip <= 1:
             raise UserError(f"data.flip: {flip}, expected a chance between 0 and 1")
+        if score_range is not None and "score" in (where or {}):
+            raise UserError("data: score_range and where.score are two ranges of one thing; give one of them")
         self.ranges = dict(where or {}) | ({"score": score_range} if score_range is not None else {})
         for name, (low, high) in self.ranges.items():
             if not low < high:
@@ -136,10 +138,9 @@ class FFHQ(L.LightningDataModule):
         self.shards = ShardSet(self.folder)
         if self.structure and not self.shards.structure:
             raise UserError(f"data.structure: {self.folder} was packed without structure maps; pack it with them")
-        scores = self.shards.column("score")
+        scores = self.shards.table["score"]
         if self.scores_file is not None:
-            table = read_scores("data.scores", Path(self.scores_file))
-            scores = np.array([table.get(str(name), np.nan) for name in self.shards.column("name")])
+            scores = self._scores_of_file(Path(self.scores_file))
         chosen = self._select(scores)
         self.train_rows, self.val_rows = (
             rows[chosen[rows]] for rows in (self.shards.rows("train"), self.shards.rows("val"))
@@ -150,6 +151,20 @@ class FFHQ(L.LightningDataModule):
         self.val_data = PackedImages(self.shards, scores, structure=self.structure)
         n, m = len(self.train_rows), len(self.val_rows)
         rank_zero_only(print)(f"{self.folder}: {n} training and {m} validation images of {len(self.shards)}")
+        if not m and len(self.shards.rows("val")):
+            rank_zero_only(print)("no validation image is left by the selection: nothing will be measured")
+
+    def _scores_of_file(self, path: Path) -> np.ndarray:
+        """The scores of a file, ``(n,)``, NaN where it has none."""
+        table, names = read_scores("data.scores", path), self.shards.table["name"]
+        scores = np.array([table.get(str(name), np.nan) for name in names])
+        if not (known := int(np.isfinite(scores).sum())):
+            has = f"it has {next(iter(table))!r}" if table else "it is empty"
+            raise UserError(f"data.scores {path}: scores no image of {self.folder}: {has}, the images are called"
+                            f" {str(names[0])!r} ...")  # fmt: skip
+        if known < len(names):
+            rank_zero_only(print)(f"{path}: has no score of {len(names) - known} of {len(names)} images")
+        return scores
 
     def _said(self) -> str:
         asked = [f"{name} in [{low}, {high})" for name, (low, high) in self.ranges.items()]
@@ -160,7 +175,7 @@ class FFHQ(L.LightningDataModule):
         """Which rows are wanted, ``(n,)`` bool."""
         chosen = np.ones(len(self.shards), bool)
         for name, (low, high) in self.ranges.items():
-            values = scores if name == "score" else self.shards.column(name)
+            values = scores if name == "score" else self.shards.attribute(name)
             if not np.isfinite(values).any():
                 raise UserError(f"data: no image of {self.folder} has a {name}; give data.scores (lso score-images)")
             fits = (values >= low) & (values < high)
@@ -171,20 +186,23 @@ class FFHQ(L.LightningDataModule):
                 )
             chosen &= fits
         if self.keys is not None:
-            known, wanted = set(self.shards.column("key")) | set(self.shards.column("name")), set(self.keys)
+            names = [self.shards.table[column] for column in ("key", "name")]
+            known, wanted = set(names[0]) | set(names[1]), set(self.keys)
             if missing := sorted(wanted - known):
                 raise UserError(
                     f"data.keys: {', '.join(missing[:3])} not in {self.folder}"
                     f" ({len(missing)} of {len(wanted)} missing)"
                 )
-            chosen &= np.isin(self.shards.column("key"), self.keys) | np.isin(self.shards.column("name"), self.keys)
+            chosen &= np.isin(names[0], self.keys) | np.isin(names[1], self.keys)
         return chosen
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def train_batches(self, epoch: int) -> TrainBatches:
-        """The batches of this rank in an epoch."""
+        """The batches of this rank in an epoch; under `overfit_batches` the same ones in every epoch."""
+        if self.trainer is not None and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
+            epoch = 0  # Lightning would replace the sampler of a DataLoader
         shard = self.shards.table["shard"][self.train_rows]
         order = self.train_rows[epoch_order(shard, self.seed, epoch, self.window)]
         return TrainBatches(order, self.batch_size, *self._ranks())

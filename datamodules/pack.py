@@ -259,7 +259,7 @@ def _summary(out: Path) -> str:
         lines.append(f"  {told}: {sum(counts)} images in {len(counts)} shards{each}")
     if bad:
         lines.append(f"  left out: {len(bad)} bad: {named(bad)}; {MANIFEST} names all")
-    scores = packed.column("score")
+    scores = packed.table["score"]
     known = scores[np.isfinite(scores)]
     if len(known):
         without = f", {len(scores) - len(known)} images have none" if len(known) < len(scores) else ""

@@ -124,7 +124,7 @@ def _pictures(source: Path, size: int | None) -> list[_Picture]:
         def packed(row: int, key: str) -> Tensor:
             return read_image(reader.read(shards.place(row), key), side, name=key)
 
-        names, keys = shards.column("name"), shards.column("key")
+        names, keys = shards.table["name"], shards.table["key"]
         found = [_Picture(str(names[i]), partial(packed, i, str(keys[i]))) for i in range(len(shards))]
     else:
         opened = open_source(source)

@@ -68,17 +68,16 @@ class ShardSet:
         """
         return np.flatnonzero(self._split == split)
 
-    def column(self, name: str) -> np.ndarray:
-        """One column ``(n,)``: key, name, score, caption, or an attribute by its plain name.
+    def attribute(self, name: str) -> np.ndarray:
+        """One attribute of all samples ``(n,)``.
 
         Raises:
-            UserError: there is no such column.
+            UserError: the data set has no such attribute.
         """
-        for column in (name, ATTRIBUTE + name):
-            if column in self.table:
-                return self.table[column]
-        known = ", ".join(["score", *self.attributes])
-        raise UserError(f"data.shards {self.folder}: has no column {name!r}; it has {known}")
+        if name not in self.attributes:
+            known = ", ".join(["score", *self.attributes])
+            raise UserError(f"data.shards {self.folder}: has no column {name!r}; it has {known}")
+        return self.table[ATTRIBUTE + name]
 
     def attribute_table(self) -> np.ndarray:
         """All attributes, float32 ``(n, k)`` in the order of `attributes`."""
@@ -108,7 +107,7 @@ class ShardSet:
         import pyarrow.parquet as pq
 
         entry = self.manifest["samples"]
-        path = self.folder / entry["file"]
+        path = self.folder / Path(entry["file"]).name
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != entry["sha256"]:
             raise UserError(f"data.shards: {path} is missing or altered; copy the packed folder again")
         table = pq.read_table(path)
@@ -132,6 +131,17 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(f"data.shards: {path} is no manifest of `lso pack`")
     if manifest.get("version") != VERSION:
         raise UserError(f"data.shards: {path} has version {manifest.get('version')}, this program reads {VERSION}")
+    try:
+        kinds = {"shards": list, "attributes": list, "mirrored": list, "size": int, "structure": bool, "samples": dict}
+        wrong = [name for name, kind in kinds.items() if not isinstance(manifest[name], kind)]
+        for entry in (*manifest["shards"], manifest["samples"]):
+            str(entry["file"]), entry["sha256"]
+        for shard in manifest["shards"]:
+            int(shard["bytes"]), str(shard["split"])
+    except (KeyError, TypeError, ValueError) as error:
+        wrong = [str(error)]
+    if wrong:
+        raise UserError(f"data.shards: {path} is damaged ({', '.join(wrong)}); copy the packed folder again")
     return manifest
 
 

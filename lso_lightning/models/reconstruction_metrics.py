@@ -38,6 +38,10 @@ class KernelDistance(KernelInceptionDistance):
             return torch.tensor(torch.nan, device=self.device)
         # a subset of everything is the unbiased estimate itself, whatever the order
         self.subset_size, self.subsets = min(count, _SUBSET), 1 if count <= _SUBSET else _SUBSETS
+        # subsets are drawn by position, and in which order ranks are gathered must not decide
+        for name in ("real_features", "fake_features"):
+            rows = dim_zero_cat(getattr(self, name))
+            setattr(self, name, [rows[rows.double().sum(1).argsort(stable=True)]])
         with torch.random.fork_rng(devices=[]):  # torchmetrics draws subsets from the global state
             torch.default_generator.manual_seed(generator(count, "kid").initial_seed())
             return super().compute()[0]

@@ -153,6 +153,17 @@ class VAEFinetune(LightningModule):
             return out.latents.float(), None
         return out.latent_dist.mean.float(), out.latent_dist.logvar.float()
 
+    def _require_fitting(self, images: Tensor) -> None:
+        """Refuse images whose sides the autoencoder would round up."""
+        config = self.network.config
+        stages = config.get("num_decoder_blocks") or config["block_out_channels"]
+        factor = 2 ** (len(stages) - 1)
+        if images.shape[-1] % factor or images.shape[-2] % factor:
+            raise UserError(
+                f"data: images of {images.shape[-1]}x{images.shape[-2]} pixels, the autoencoder needs multiples of"
+                f" {factor}; pack them again with another --size"
+            )
+
     def decode(self, latents: Tensor) -> Tensor:
         """Unscaled latents ``(b, c, h, w)`` -> images ``(b, 3, h, w)`` float32, neither clamped nor rounded."""
         return self.network.decode(latents).sample.float().add(1).div(2)
@@ -167,6 +178,13 @@ class VAEFinetune(LightningModule):
         if self.trainer.precision not in ("32-true", "bf16-mixed"):  # a scaled loss hides NaNs from the check below
             raise UserError(f"--trainer.precision {self.trainer.precision}: expected 32-true or bf16-mixed")
 
+    def on_train_start(self) -> None:
+        if self.measure_scale and self.moments is None and not sum(self.trainer.num_val_batches):
+            raise UserError(
+                "model.measure_scale: the scale of latents is measured on validation images, and there are none; pack"
+                " with --val, select fewer out, or give --model.measure_scale false"
+            )
+
     @property
     def adversarial(self) -> bool:
         """Whether the discriminator takes part in the present step."""
@@ -174,6 +192,7 @@ class VAEFinetune(LightningModule):
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         images, step = batch["image"], self.trainer.global_step
+        self._require_fitting(images)
         mean, logvar = self.encode(images)
         noise = self._noise(batch["key"], mean, step) if self.regularizer.needs_posterior else None
         latents, penalty, measured = self.regularizer(mean, logvar, noise, step)
@@ -263,10 +282,23 @@ class VAEFinetune(LightningModule):
             "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"},
         }
 
+    def _rehearse(self, images: Tensor) -> None:
+        """Let the networks that the losses need see images once, before hours pass until `adversarial_start`."""
+        parts = {"discriminator": self.discriminator, "perceptual": self.perceptual}
+        for name, part in parts.items():
+            try:
+                if part is not None:
+                    part(*(images, images)[: 2 if name == "perceptual" else 1])
+            except (RuntimeError, TypeError, ValueError) as error:
+                raise UserError(f"model.{name} cannot take images of shape {tuple(images.shape)}: {error}") from error
+
     # ---- validation and export --------------------------------------------------------------------------------------
 
     def validation_step(self, batch: dict[str, Any], index: int) -> dict[str, Tensor]:
         images = batch["image"]
+        self._require_fitting(images)
+        if self.trainer.sanity_checking:
+            self._rehearse(images)
         mean, logvar = self.encode(images)
         reconstructions = eight_bit(self.decode(mean))
         self.metrics.update(images, reconstructions, mean, logvar)
@@ -288,6 +320,13 @@ class VAEFinetune(LightningModule):
         checkpoint["latent_moments"] = None if self.moments is None else list(self.moments)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        then, now = ({(name, tuple(weight.shape)) for name, weight in state.items()}
+                     for state in (checkpoint["state_dict"], self.state_dict()))  # fmt: skip
+        if different := sorted({name.split(".")[0] for name, _ in then ^ now}):
+            raise UserError(
+                f"resume: the checkpoint has another {' and '.join(different)} than the configuration; start a new run,"
+                " with --model.folder at the export of this one"
+            )
         moments = checkpoint.get("latent_moments")
         self.moments = None if moments is None else (moments[0], moments[1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -131,3 +132,12 @@ def test_a_module_without_export_is_refused(tmp_path: Path) -> None:
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
     with pytest.raises(UserError, match="ToyTraining has no export"):
         ExportWeights().setup(trainer, ToyTraining(), "fit")
+
+
+def test_a_value_that_is_no_number_is_never_the_best() -> None:
+    callback, trainer = ExportWeights(best=True), SimpleNamespace(callback_metrics={})
+    found = []
+    for score in (float("nan"), 20.0, float("nan"), 19.0, 30.0):
+        trainer.callback_metrics["val/psnr"] = torch.tensor(score)
+        found.append(callback._improved(trainer, SimpleNamespace(monitor="val/psnr", mode="max")))
+    assert found == [False, True, False, False, True]

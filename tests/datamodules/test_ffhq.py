@@ -106,7 +106,9 @@ MISTAKES = {
     "no structure": ({"structure": True}, "without structure maps"),
     "a batch of nothing": ({"batch_size": 0}, "data.batch_size: 0"),
     "a chance above one": ({"flip": 1.5}, "data.flip: 1.5"),
-    "no scores": ({"scores": "SCORES", "score_range": (0, 1)}, "no image of .* has a score; give data.scores"),
+    "scores of others": ({"scores": "SCORES"}, r"scores no image .*'elsewhere.png', the images are called '00000.png'"),
+    "two ranges": ({"score_range": (0, 1), "where": {"score": (0, 0.5)}}, "give one of them"),
+    "a range of captions": ({"where": {"caption": (0, 1)}}, "no column 'caption'"),
 }
 
 
@@ -118,6 +120,18 @@ def test_mistakes_are_explained(tmp_path: Path, mistake: str) -> None:
     settings = {k: str(tmp_path / "scores.json") if v == "SCORES" else v for k, v in settings.items()}
     with pytest.raises(UserError, match=said):
         data(packed, **settings)
+
+
+def test_overfitting_sees_the_same_batches_in_every_epoch(packed: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", packed, "--trainer.overfit_batches=2", epochs=3)
+    found = seen(tmp_path / "run")
+    assert [one[:2] for one in found] == [(e, i) for e in range(3) for i in range(2)]
+    assert len({tuple(one[2]) for one in found}) == 2
+
+
+def test_a_selection_that_leaves_nothing_to_validate_says_so(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data(packed, score_range=(0, 0.5))
+    assert "no validation image is left" in capsys.readouterr().out
 
 
 def test_fewer_images_than_a_step_needs(packed: Path) -> None:

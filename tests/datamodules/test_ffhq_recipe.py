@@ -55,7 +55,7 @@ def test_the_recipe(ffhq: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for words in commands("pack images"):
         main([*words, "--size=16", "--workers=1", "--shards=8"])
     shards = ShardSet("ffhq256")
-    assert dict(zip(shards.column("name"), shards.column("score"), strict=True)) == scores
+    assert dict(zip(shards.table["name"], shards.table["score"], strict=True)) == scores
     assert sorted(shard["count"] for shard in shards.shards if shard["split"] == "train") == [
         35,
         35,

@@ -96,11 +96,11 @@ def test_the_reader_of_this_project_and_webdataset_read_it(photos: Path, tmp_pat
     reader = ShardReader(out)
     files = [str(out / shard["file"]) for shard in manifest(out)["shards"]]
     samples = list(webdataset.WebDataset(files, shardshuffle=False))
-    assert [sample["__key__"] for sample in samples] == list(shards.column("key"))
+    assert [sample["__key__"] for sample in samples] == list(shards.table["key"])
     for row, sample in enumerate(samples):
         assert sample["png"] == reader.read(shards.place(row), "key")
         labels = json.loads(sample["json"])
-        assert labels["name"] == shards.column("name")[row] and labels["score"] == shards.column("score")[row]
+        assert labels["name"] == shards.table["name"][row] and labels["score"] == shards.table["score"][row]
     with tarfile.open(files[0]) as tar:
         assert {(info.mtime, info.uid, info.gid, info.uname, info.gname) for info in tar} == {(0, 0, 0, "", "")}
 
@@ -133,7 +133,7 @@ def test_jpg_is_smaller_and_near(photos: Path, tmp_path: Path) -> None:
     shards = ShardSet(tmp_path / "jpg")
     assert shards.manifest["image"] == "jpg" and shards.manifest["settings"]["quality"] == 90
     near = read_image(ShardReader(shards.folder).read(shards.place(0), "key"))
-    exact = read_image(photos / str(shards.column("name")[0]), 16)
+    exact = read_image(photos / str(shards.table["name"][0]), 16)
     assert (near.float() - exact.float()).abs().mean() < 8
     with tarfile.open(tmp_path / "jpg" / "train-00000.tar") as tar:
         assert {name.partition(".")[2] for name in tar.getnames()} == {"jpg", "json"}
@@ -141,7 +141,7 @@ def test_jpg_is_smaller_and_near(photos: Path, tmp_path: Path) -> None:
 
 def test_without_scores_there_are_none_and_the_next_step_is_to_score(photos: Path, tmp_path: Path, capsys) -> None:
     pack(photos, tmp_path / "packed")
-    assert all(math.isnan(score) for score in ShardSet(tmp_path / "packed").column("score"))
+    assert all(math.isnan(score) for score in ShardSet(tmp_path / "packed").table["score"])
     out = capsys.readouterr().out
     assert "scores: none" in out and "next: lso score-images" in out
 
@@ -206,7 +206,7 @@ def test_subfolders_dots_and_long_names(tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text('{"a.b.c.png": 1.5}')
     pack(source, tmp_path / "packed", "--scores", tmp_path / "scores.json", "--val=0")
     shards = ShardSet(tmp_path / "packed")
-    rows = dict(zip(shards.column("name"), zip(shards.column("key"), shards.column("score"), strict=True), strict=True))
+    rows = dict(zip(shards.table["name"], zip(shards.table["key"], shards.table["score"], strict=True), strict=True))
     assert rows["a.b.c.png"] == ("a_b_c", 1.5) and len(shards) == 3
     assert len(key_of("ü" * 100 + ".png").encode()) <= 80 and key_of("ü" * 100 + ".png") != key_of("ü" * 101 + ".png")
 
@@ -228,14 +228,14 @@ def test_the_side_of_an_image_stays_when_images_are_added(photos: Path, tmp_path
     pack(photos, tmp_path / "after", "--val=0.3", "--seed=5")
     before, after = ShardSet(tmp_path / "before"), ShardSet(tmp_path / "after")
     for split in ("train", "val"):
-        old = set(before.column("key")[before.rows(split)])
-        assert old and old <= set(after.column("key")[after.rows(split)])
+        old = set(before.table["key"][before.rows(split)])
+        assert old and old <= set(after.table["key"][after.rows(split)])
 
 
 def test_the_seed_orders(photos: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
         pack(photos, tmp_path / str(seed), f"--seed={seed}")
-    first, second = (list(ShardSet(tmp_path / name).column("key")) for name in "01")
+    first, second = (list(ShardSet(tmp_path / name).table["key"]) for name in "01")
     assert first != second and sorted(first) == sorted(second) and first != sorted(first)
 
 
@@ -336,11 +336,11 @@ def test_synthetic_faces_are_packed_with_labels(faces: Any, tmp_path: Path, caps
     pack("--synthetic", 20, out, "--structure=true", "--shards=2", "--seed=3", "--val=0.2")
     shards = ShardSet(out)
     assert shards.attributes == list(faces.ATTRIBUTES) and shards.manifest["mirrored"] == list(faces.MIRRORED)
-    order = [int(key) for key in shards.column("key")]
+    order = [int(key) for key in shards.table["key"]]
     drawn = faces.sample_faces(20, 3)[order]
     assert torch.equal(torch.from_numpy(shards.attribute_table()), drawn)
-    assert list(shards.column("caption")) == faces.captions(drawn)
-    assert shards.column("score").tolist() == drawn[:, list(faces.ATTRIBUTES).index("smile")].tolist()
+    assert list(shards.table["caption"]) == faces.captions(drawn)
+    assert shards.table["score"].tolist() == drawn[:, list(faces.ATTRIBUTES).index("smile")].tolist()
     reader = ShardReader(out)
     image, structure = (read_image(reader.read(shards.place(0, flag), "key")) for flag in (False, True))
     assert (image.float() / 255 - faces.render(drawn[:1], 16)[0]).abs().max() < 0.01

@@ -86,7 +86,7 @@ def test_packed_images_score_like_loose_ones_and_the_file_goes_back(photos: Path
     assert tables[0] == tables[1] == tables[2]
     pack(photos, tmp_path / "again", "--scores", out)
     shards = ShardSet(tmp_path / "again")
-    assert dict(zip(shards.column("name"), shards.column("score"), strict=True)) == json.loads(tables[0])
+    assert dict(zip(shards.table["name"], shards.table["score"], strict=True)) == json.loads(tables[0])
 
 
 def test_a_class_from_a_file(photos: Path, out: Path, tmp_path: Path) -> None:

@@ -36,9 +36,10 @@ def test_splits_columns_and_attributes(packed: Path) -> None:
     shards = ShardSet(packed)
     assert list(shards.rows("train")) == list(range(18)) and list(shards.rows("val")) == list(range(18, 23))
     assert shards.attribute_table().shape == (23, 2) and shards.attribute_table().dtype == np.float32
-    assert np.allclose(shards.column("smile"), 2 * shards.column("score") - 1)
-    with pytest.raises(UserError, match=r"no column 'smirk'; it has score, smile, gaze"):
-        shards.column("smirk")
+    assert np.allclose(shards.attribute("smile"), 2 * shards.table["score"] - 1)
+    for unknown in ("smirk", "caption", "offset"):
+        with pytest.raises(UserError, match=rf"no column '{unknown}'; it has score, smile, gaze"):
+            shards.attribute(unknown)
 
 
 def test_a_missing_or_truncated_shard_is_named(packed: Path) -> None:
@@ -91,12 +92,13 @@ def test_a_shard_that_shrinks_while_it_is_read_is_named(packed: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no manifest", "no json", "no manifest of ours", "version",
-                                    "samples", "path trick"])  # fmt: skip
+                                    "samples", "path trick", "no size", "shards no list"])  # fmt: skip
 def test_what_is_no_packed_folder_is_said(packed: Path, damage: str) -> None:
     manifest = json.loads((packed / "manifest.json").read_text())
     said = {"no folder": "no such folder", "no manifest": "holds no manifest.json", "no json": "damaged",
             "no manifest of ours": "is no manifest", "version": "version 2", "samples": "missing or altered",
-            "path trick": "outside its folder"}[damage]  # fmt: skip
+            "path trick": "outside its folder",
+            "no size": "damaged .'size'", "shards no list": "damaged .shards"}[damage]  # fmt: skip
     path, text = packed / "manifest.json", json.dumps(manifest)
     if damage == "no manifest":
         path.unlink()
@@ -108,6 +110,11 @@ def test_what_is_no_packed_folder_is_said(packed: Path, damage: str) -> None:
         path.write_text(json.dumps(manifest | {"version": 2}))
     elif damage == "samples":
         (packed / "samples.parquet").write_bytes(b"PAR1")
+    elif damage == "no size":
+        del manifest["size"]
+        path.write_text(json.dumps(manifest))
+    elif damage == "shards no list":
+        path.write_text(json.dumps(manifest | {"shards": {}}))
     elif damage == "path trick":
         manifest["shards"][0]["file"] = "../elsewhere.tar"
         path.write_text(json.dumps(manifest))

@@ -75,3 +75,17 @@ def test_moments() -> None:
     metric.update(numbers[2:])
     expected = torch.stack([numbers.mean(), numbers.std(correction=0)])
     torch.testing.assert_close(metric.compute().float(), expected)
+
+
+def test_kid_of_subsets_does_not_depend_on_the_order_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As ranks gather them in another order than one rank sees them."""
+    monkeypatch.setattr("lso_lightning.models.reconstruction_metrics._SUBSET", 20)
+    monkeypatch.setattr("lso_lightning.models.reconstruction_metrics._SUBSETS", 3)
+    real, fake = pictures(50, 16, 1), pictures(50, 16, 2)
+    values = []
+    for order in (torch.arange(50), torch.arange(50).flip(0)):
+        metric = KernelDistance(Doubled())
+        metric.update(real[order], real=True)
+        metric.update(fake[order], real=False)
+        values.append(float(metric.compute()))
+    assert values[0] == pytest.approx(values[1], rel=1e-3) and values[0] != 0

@@ -163,3 +163,44 @@ def test_validation_of_a_checkpoint_is_that_of_the_run(
         "val/psnr", "val/ssim", "val/kl", "val/kid_initial_encoder", "val/latent_mean", "val/latent_std",
     }  # fmt: skip
     assert seen[2] == pytest.approx(seen[1], rel=1e-5) and seen[0] != seen[1]
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_resume_with_another_network_or_without_the_average_is_refused(run: Path, folder: Path, capsys: Any) -> None:
+    fit(run, folder, "--trainer.max_epochs=1", *AVERAGE)
+    for more, said in (
+        ([*AVERAGE, "--model.discriminator=lso_lightning.networks.PatchDiscriminator"], "another discriminator"),
+        ([], "are an average"),
+    ):
+        with pytest.raises(SystemExit) as leaving:
+            fit(run, folder, "--trainer.max_epochs=2", "--ckpt_path=last", *more)
+        line = one_line(capsys)
+        assert leaving.value.code == 1 and line.startswith("lso: error: resume: ") and said in line and "export" in line
+
+
+def test_pictures_of_a_side_that_does_not_fit_are_refused(run: Path, folder: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        fit(run, folder, "--trainer.max_epochs=1", "--data.size=30")
+    assert "30x30 pixels, the autoencoder needs multiples of 4" in one_line(capsys)
+
+
+def test_a_scale_cannot_be_measured_without_validation(run: Path, folder: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        fit(run, folder, "--trainer.max_epochs=1", "--model.measure_scale=true", "--trainer.limit_val_batches=0")
+    assert "model.measure_scale" in one_line(capsys)
+
+
+@pytest.mark.parametrize("more", [
+    ["--model.discriminator=lso_lightning.networks.PatchDiscriminator", "--model.discriminator.layers=7"],
+    ["--model.perceptual=lso_lightning.networks.PatchDiscriminator"],
+])  # fmt: skip
+def test_a_network_that_does_not_fit_is_found_before_it_is_needed(
+    run: Path, folder: Path, more: list[str], capsys: Any
+) -> None:
+    with pytest.raises(SystemExit):
+        fit(run, folder, "--trainer.max_epochs=1", "--trainer.num_sanity_val_steps=1", *more,
+            "--model.adversarial_start=9999")  # fmt: skip
+    assert "cannot take images of shape" in one_line(capsys)
