@@ -274,7 +274,7 @@ def main(argv: list[str]) -> None:
         name, _, message = str(error).strip().rpartition("\n")[2].partition(": ")
         if name != f"{UserError.__module__}.{UserError.__qualname__}":
             raise
-        raise UserError(f"rank {error.error_index}: {message}") from error
+        raise UserError(message if message.startswith("rank ") else f"rank {error.error_index}: {message}") from error
     except RuntimeError as error:
         if not _PEER_GONE.search(str(error)):
             raise

@@ -12,6 +12,7 @@ from torch import Tensor
 from lso_lightning.errors import UserError
 
 T = TypeVar("T")
+_MESSAGE = 1000  # bytes of an error that reach the other ranks
 
 
 def is_distributed() -> bool:
@@ -41,7 +42,8 @@ def together(work: Callable[[], T]) -> T:
         This rank's result.
 
     Raises:
-        UserError: on the ranks whose own work went well, where another rank's failed.
+        UserError: on the ranks whose own work went well, where another rank's failed; with its message, because a
+            launcher shows one rank's only.
     """
     if not is_distributed():
         return work()
@@ -50,9 +52,17 @@ def together(work: Callable[[], T]) -> T:
     except Exception as problem:  # noqa: BLE001 (raised again below, once all ranks know)
         result, error = None, problem
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else "cpu"
-    if sum_over_ranks(torch.tensor(float(error is not None), device=device)) == 0:
+    failed = torch.zeros(dist.get_world_size(), device=device)
+    failed[dist.get_rank()] = float(error is not None)
+    if sum_over_ranks(failed).sum() == 0:
         return result  # type: ignore[return-value]
-    raise error or UserError("another rank failed; its message says why")
+    first = int(failed.argmax())
+    text = torch.zeros(_MESSAGE, dtype=torch.uint8, device=device)
+    if dist.get_rank() == first:
+        data = f"{error}".encode()[:_MESSAGE]
+        text[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
+    dist.broadcast(text, first)
+    raise error or UserError(f"rank {first}: {bytes(text.tolist()).rstrip(bytes(1)).decode(errors='replace')}")
 
 
 def on_rank_zero(work: Callable[[], T]) -> T | None:
