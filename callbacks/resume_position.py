@@ -109,17 +109,17 @@ class ResumePosition(L.Callback):
         epoch, batches = position(loops)
         stored = checkpoint["callbacks"].get(self.state_key, {})
         then = stored.get("plan")
-        if then is None or self._plan is None or then == self._plan or not batches:
-            if not batches and max_steps != -1:
-                begin_epoch(loops, max_steps)
-            return
-        differences = [f"{name} ({_brief(then.get(name))}, now {_brief(now)})" for name, now in self._plan.items()
+        plan = self._plan if self._plan is not None and then is not None else {}
+        differences = [f"{name} ({_brief(then.get(name))}, now {_brief(now)})" for name, now in plan.items()
                        if then.get(name) != now]  # fmt: skip
-        begin_epoch(loops, max_steps, stored["validating"])
-        rank_zero_only(print)(
-            f"resume: the checkpoint has other {', '.join(differences)}: epoch {epoch} begins again, of which {batches}"
-            " batches were done"
-        )
+        if not batches and max_steps != -1:
+            begin_epoch(loops, max_steps)
+        if differences and batches:
+            begin_epoch(loops, max_steps, stored["validating"])
+        if differences:
+            again = f"begins again, of which {batches} batches were done"
+            what = again if batches else "is the first with the new ones"
+            rank_zero_only(print)(f"resume: the checkpoint has other {', '.join(differences)}: epoch {epoch} {what}")
 
 
 def _brief(value: Any) -> str:

@@ -243,7 +243,7 @@ def _tolerate(bad: list[Bad], max_bad: int, work: _Work) -> None:
         kept = f"; what is converted stays in {work.folder}, and a re-run continues" if work.folder.exists() else ""
         raise UserError(
             f"{len(bad)} bad images, {max_bad} allowed, {work.found} found: {named(bad)}. Mend or remove them, or leave"
-            f" them out with --max_bad {len(bad)}{kept}"
+            f" them out with --max_bad {len(bad)} (more, if reading finds more){kept}"
         )
 
 
@@ -264,7 +264,8 @@ def _summary(out: Path) -> str:
     if len(known):
         without = f", {len(scores) - len(known)} images have none" if len(known) < len(scores) else ""
         lines.append(f"  scores: {known.min():.4g} to {known.max():.4g}, mean {known.mean():.4g}{without}")
-        lines.append(f"next: lso fit --config train/vae_finetune --data.shards {out}")
+        drawn = "train/vae_from_scratch" if packed.attributes else "train/vae_finetune --model.folder VAE/"
+        lines.append(f"next: lso fit --config {drawn} --data.shards {out}")
     else:
         lines.append("  scores: none")
         lines.append(f"next: lso score-images {out} --objective my_score.py:MyScore --out scores.json")

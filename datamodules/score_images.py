@@ -80,7 +80,8 @@ def score_images(
     if not (source / MANIFEST).is_file():
         print(f"next: lso pack {source} OUT --scores {out}")
     else:
-        print(f"next: lso fit --config train/vae_finetune --data.shards {source} --data.scores {out}")
+        data = f"--data.shards {source} --data.scores {out}"
+        print(f"next: lso fit --config train/vae_finetune --model.folder VAE/ {data}")
 
 
 def _scorer(name: str | None) -> nn.Module:

@@ -81,6 +81,8 @@ def export_autoencoder(
         exported.save_pretrained(folder, safe_serialization=True)
         config = json.loads((folder / "config.json").read_text())
         config.pop("_name_or_path", None)  # a path of the machine it was trained on
+        if config["_class_name"] == "AutoencoderTiny":
+            config.pop("block_out_channels", None)  # written by diffusers, which warns of it when reading
         (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise UserError(f"could not write {folder}: {error.strerror or error}; make room or choose another") from error

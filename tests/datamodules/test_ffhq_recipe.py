@@ -12,7 +12,6 @@ import pytest
 
 from datamodules.shards import ShardSet
 from lso_lightning.__main__ import main
-from lso_lightning.command_line import packaged_configs
 from tests.factories import face_photos
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "data.md"
@@ -75,8 +74,6 @@ def test_the_recipe(ffhq: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_documented_training_command_is_understood(capsys: pytest.CaptureFixture[str]) -> None:
     (words,) = commands("fit")
-    if "train/vae_finetune.yaml" not in packaged_configs():
-        pytest.skip("the configuration is not there yet")
     with pytest.raises(SystemExit) as leaving:
         main([*words, "--print_config"])
     assert leaving.value.code == 0 and "shards: ffhq256" in capsys.readouterr().out
