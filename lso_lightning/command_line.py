@@ -101,6 +101,8 @@ def load_class_file(file: Path, name: str) -> str:
     if not stem.isidentifier():
         raise UserError(f"{file}: {stem!r} cannot be a module name; rename the file to letters, digits and underscores")
     spec = importlib.util.find_spec(stem)
+    if spec is not None and spec.origin is None and spec.submodule_search_locations is not None:
+        spec = None  # a mere folder of that name, say one that `lso pack` wrote; Python prefers the file
     if spec is not None and (spec.origin is None or Path(spec.origin).resolve() != file):
         raise UserError(
             f"{file}: a module named {stem!r} exists already ({spec.origin or 'built in'}); rename the file"

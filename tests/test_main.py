@@ -13,6 +13,7 @@ import pytest
 from lso_lightning import __main__ as dispatcher
 from lso_lightning import __version__
 from lso_lightning.__main__ import main
+from lso_lightning.command_line import resolve_class_files
 from lso_lightning.errors import UserError
 
 
@@ -125,8 +126,6 @@ def test_other_ranks_say_who_they_are(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 def test_class_in_a_file(tmp_path: Path, clean_imports: None) -> None:
     (tmp_path / "my_scores.py").write_text("class Smile:\n    pass\n")
-    from lso_lightning.command_line import resolve_class_files
-
     file = tmp_path / "my_scores.py"
     assert resolve_class_files([f"--objective={file}:Smile", f"{file}:Smile", "--x+=1", "a.py"]) == [
         "--objective=my_scores.Smile",
@@ -160,3 +159,16 @@ def test_current_folder_is_importable_but_shadows_nothing(tmp_path: Path, clean_
     main(["dummy", "x"])
     assert sys.path[-1] == str(tmp_path)
     assert importlib.import_module("only_here").x == 1
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_class_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_imports: None
+) -> None:
+    """`lso pack --synthetic 20000 faces`, and then `--objective faces.py:Smile`, or one that lies elsewhere."""
+    (tmp_path / "seen" / "packed_faces").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "packed_faces.py").write_text("class Smile:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path / "seen")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resolve_class_files(["packed_faces.py:Smile"]) == ["packed_faces.Smile"]
+    assert sys.modules["packed_faces"].__file__ == str(tmp_path / "elsewhere" / "packed_faces.py")
