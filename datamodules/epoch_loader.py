@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from lso_lightning.distributed import is_distributed
 from lso_lightning.errors import UserError
 from lso_lightning.run_lock import leave_to_parent
 
@@ -58,11 +60,17 @@ class EpochLoader:
         epoch, done = self.position()
         batches = self.plan(epoch)
         self.samples.epoch = epoch  # before workers start, and for that reason new workers each epoch
+        # a rank has threads (of collectives, of the backward pass), and a process that is forked while one of them holds
+        # a lock waits for it for ever (seen once in some hundred epochs); a server without threads forks instead
+        context = multiprocessing.get_context("forkserver") if self.workers and is_distributed() else None
+        if context is not None:
+            context.set_forkserver_preload(["datamodules.ffhq"])  # imports once, not in every worker
         loader: DataLoader[dict[str, Any]] = DataLoader(
             self.samples,  # type: ignore[arg-type]  # torch's type has no room for a batch as index
             batch_size=None, sampler=[batches[k] for k in range(done, len(batches))],
             collate_fn=as_it_is,  # type: ignore[arg-type]
             num_workers=self.workers, pin_memory=torch.cuda.is_available(), worker_init_fn=leave_to_parent,
+            multiprocessing_context=context,
         )  # fmt: skip
         try:
             yield from loader
