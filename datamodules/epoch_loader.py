@@ -60,7 +60,7 @@ class EpochLoader:
         epoch, done = self.position()
         batches = self.plan(epoch)
         self.samples.epoch = epoch  # before workers start, and for that reason new workers each epoch
-        # a rank has threads (of collectives, of the backward pass), and a process that is forked while one of them holds
+        # a rank has threads (of collectives, of the backward pass); a process that is forked while one of them holds
         # a lock waits for it for ever (seen once in some hundred epochs); a server without threads forks instead
         context = multiprocessing.get_context("forkserver") if self.workers and is_distributed() else None
         if context is not None:
