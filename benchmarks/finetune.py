@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from benchmarks.results_file import write_section
+from benchmarks.results_file import interval, write_section
 from datamodules.shards import ShardSet
 from lso_lightning.__main__ import main as lso
 from lso_lightning.errors import UserError
@@ -41,11 +41,10 @@ def measure(folder: Path, images: torch.Tensor) -> np.ndarray:
     return np.array(rows)
 
 
-def interval(values: np.ndarray) -> str:
-    """Mean and its 95 % bootstrap interval over photos."""
-    draws = np.random.default_rng(0).integers(0, len(values), (10000, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    return f"{values.mean():.4g} [{low:.4g}, {high:.4g}]"
+def cell(values: np.ndarray) -> str:
+    """Mean and interval over photos."""
+    mean, low, high = interval(values)
+    return f"{mean:.4g} [{low:.4g}, {high:.4g}]"
 
 
 def finetune(real: Path, packed: Path, run: Path, train: str, epochs: int) -> None:
@@ -84,15 +83,15 @@ def main() -> None:
         "",
         "| trained | PSNR, dB | gain, dB | SSIM | gain | photos that gain |",
         "|---|---|---|---|---|---|",
-        f"| nothing | {interval(before[:, 0])} | | {interval(before[:, 1])} | | |",
+        f"| nothing | {cell(before[:, 0])} | | {cell(before[:, 1])} | | |",
     ]
     for train in ("all", "decoder"):
         finetune(args.real, packed, args.out / train, train, args.epochs)
         after = measure(args.out / train / "export", images)
         gain = after - before
         lines.append(
-            f"| {train} | {interval(after[:, 0])} | {interval(gain[:, 0])} | {interval(after[:, 1])}"
-            f" | {interval(gain[:, 1])} | {(gain[:, 0] > 0).sum()} of {len(gain)} |"
+            f"| {train} | {cell(after[:, 0])} | {cell(gain[:, 0])} | {cell(after[:, 1])}"
+            f" | {cell(gain[:, 1])} | {(gain[:, 0] > 0).sum()} of {len(gain)} |"
         )
     write_section("finetune", f"python benchmarks/finetune.py --real DIR --epochs {args.epochs}", lines)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.results_file import write_section
+from benchmarks.results_file import interval, write_section
 from lso_lightning.__main__ import main as lso
 from lso_lightning.errors import UserError
 from lso_lightning.results import MEASURES, Row, read_run
@@ -74,13 +74,6 @@ def recipe(real: Path, task: str) -> list[str]:
         *both, f"--model.objective={faces}:AgeScore", f"--model.gain={YEARS}", "--model.softness=1",
         "--model.regularizer_weight=100",
     ]  # fmt: skip
-
-
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Mean and its 95 % bootstrap interval over photos."""
-    draws = np.random.default_rng(seed).integers(0, len(values), (10000, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
 
 
 def cell(values: list[float | None], above: float | None = None) -> str:

@@ -16,11 +16,9 @@ from lso_lightning.run_lock import leave_to_parent
 
 
 class Samples(Protocol):
-    """A data set that makes a whole batch from its rows."""
+    """A data set that makes a whole batch from an epoch and its rows."""
 
-    epoch: int
-
-    def __getitem__(self, rows: np.ndarray) -> dict[str, Any]: ...
+    def __getitem__(self, batch_of_epoch: tuple[int, np.ndarray]) -> dict[str, Any]: ...
 
 
 def as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +33,7 @@ class EpochLoader:
     change nothing, because a batch is planned as a list of rows and workers get whole batches.
 
     Args:
-        samples: rows -> batch; read in worker processes.
+        samples: (epoch, rows) -> batch; read in worker processes.
         plan: epoch -> the batches of this rank in that epoch, each ``(b,)`` rows.
         length: batches of an epoch.
         position: -> (epoch, number of its first batches that are done already); asked when an epoch begins.
@@ -59,15 +57,14 @@ class EpochLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         epoch, done = self.position()
         batches = self.plan(epoch)
-        self.samples.epoch = epoch  # before workers start, and for that reason new workers each epoch
         # a rank has threads (of collectives, of the backward pass); a process that is forked while one of them holds
         # a lock waits for it for ever (seen once in some hundred epochs); a server without threads forks instead
         context = multiprocessing.get_context("forkserver") if self.workers and is_distributed() else None
         if context is not None:
-            context.set_forkserver_preload(["datamodules.ffhq"])  # imports once, not in every worker
+            context.set_forkserver_preload(["datamodules.packed_images"])  # imports once, not in every worker
         loader: DataLoader[dict[str, Any]] = DataLoader(
             self.samples,  # type: ignore[arg-type]  # torch's type has no room for a batch as index
-            batch_size=None, sampler=[batches[k] for k in range(done, len(batches))],
+            batch_size=None, sampler=[(epoch, batches[k]) for k in range(done, len(batches))],
             collate_fn=as_it_is,  # type: ignore[arg-type]
             num_workers=self.workers, pin_memory=torch.cuda.is_available(), worker_init_fn=leave_to_parent,
             multiprocessing_context=context,

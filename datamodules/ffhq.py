@@ -8,72 +8,15 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import Tensor
 
 from datamodules.epoch_loader import EpochLoader
 from datamodules.epoch_plan import TrainBatches, ValidationBatches, epoch_order
+from datamodules.packed_images import PackedImages
 from datamodules.scores_file import read_scores
-from datamodules.shards import ShardReader, ShardSet
+from datamodules.shards import ShardSet
 from lso_lightning.errors import UserError
-from lso_lightning.images import decode_packed, from_uint8
-from lso_lightning.seeding import generator
-
-
-class PackedImages:
-    """Rows -> batch of uint8 images with their labels; what runs in worker processes.
-
-    Args:
-        shards: the packed data.
-        scores: ``(n,)`` score of each row of `shards`, NaN where there is none.
-        seed: of the flips.
-        flip: chance that an image is mirrored.
-        structure: whether batches carry structure maps.
-    """
-
-    def __init__(
-        self, shards: ShardSet, scores: np.ndarray, seed: int = 0, flip: float = 0.0, structure: bool = False
-    ) -> None:
-        self.shards, self.seed, self.flip, self.structure = shards, seed, flip, structure
-        self.reader = ShardReader(shards.folder)
-        self.scores = torch.from_numpy(scores.astype(np.float32))
-        self.attributes = torch.from_numpy(shards.attribute_table())
-        odd = set(shards.manifest["mirrored"])
-        self.mirror = torch.tensor([-1.0 if name in odd else 1.0 for name in shards.attributes])
-        self.epoch = 0
-        self._flips: tuple[int, np.ndarray] | None = None  # (epoch, chances of all rows)
-
-    def _flipped(self, rows: np.ndarray) -> np.ndarray:
-        """Which of the rows are mirrored in this epoch, ``(b,)`` bool; depends on seed, epoch and row alone."""
-        if self._flips is None or self._flips[0] != self.epoch:
-            chances = torch.rand(len(self.shards), generator=generator(self.seed, "flip", self.epoch))
-            self._flips = self.epoch, chances.numpy()
-        return self._flips[1][rows] < self.flip
-
-    def _pictures(self, rows: np.ndarray, flipped: np.ndarray, structure: bool = False) -> Tensor:
-        size = self.shards.size
-        batch = np.empty((len(rows), 3, size, size), np.uint8)
-        for row, mirror, image in zip(rows, flipped, batch, strict=True):
-            key, place = str(self.shards.table["key"][row]), self.shards.place(row, structure)
-            out = image[:, :, ::-1] if mirror else image
-            decode_packed(self.reader.read(place, key), out, f"{self.shards.folder / place.shard}:{key}")
-        return torch.from_numpy(batch)
-
-    def __getitem__(self, rows: np.ndarray) -> dict[str, Any]:
-        """The batch of rows ``(b,)``; images are uint8, converted after the transfer to the device."""
-        flipped, index = self._flipped(rows), torch.from_numpy(rows)
-        attributes = self.attributes[index]
-        batch: dict[str, Any] = {
-            "image": self._pictures(rows, flipped),
-            "key": [str(key) for key in self.shards.table["key"][rows]],
-            "score": self.scores[index],
-            "caption": [str(caption) for caption in self.shards.table["caption"][rows]],
-            "attributes": torch.where(torch.from_numpy(flipped)[:, None], attributes * self.mirror, attributes),
-        }
-        if self.structure:
-            batch["structure"] = self._pictures(rows, flipped, structure=True)[:, :1]  # gray: three equal channels
-        return batch
+from lso_lightning.images import from_uint8
 
 
 class FFHQ(L.LightningDataModule):

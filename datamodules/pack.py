@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from datamodules.pack_chunks import Chunk, Conversion, convert, cut_faces, cut_images
-from datamodules.pack_jobs import cores, in_processes, sync, whole_file
+from datamodules.pack_jobs import cores, in_processes
 from datamodules.pack_shards import Sample, plan_shards, write_set
 from datamodules.pack_sources import Bad, by_key, file_name, named, open_source
 from datamodules.progress import progress
@@ -24,6 +24,7 @@ from lso_lightning.errors import UserError
 from lso_lightning.images import MIN_SIDE, SUFFIXES
 from lso_lightning.run_lock import NAME as LOCK
 from lso_lightning.run_lock import only_writer
+from lso_lightning.whole_file import sync, whole_file
 
 _NOTE = "lso-pack.json"  # in the work's folder: the settings it was begun with
 _LOOK_ON = 100  # bad images more than allowed, after which there is no point in finding yet more

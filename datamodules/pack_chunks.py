@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 from PIL import Image
 from torch import Tensor
 
-from datamodules.pack_jobs import whole_file
 from datamodules.pack_sources import UNREADABLE, Member, Source, file_name, key_of, open_source, reason
 from lso_lightning.images import encode_png, read_image, to_uint8
+from lso_lightning.whole_file import whole_file
 
 _CHUNK = 128  # images; some seconds of work at 1024 pixels
 _RENDER = 16  # faces drawn at once

@@ -13,10 +13,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.pack_jobs import sync, whole_file
 from datamodules.progress import progress
 from datamodules.shards import ATTRIBUTE, FORMAT, MANIFEST, VERSION
 from lso_lightning.errors import UserError
+from lso_lightning.whole_file import sync, whole_file
 
 TABLE = "samples.parquet"
 # what a chunk's record says of an image, with `data`, the file it lies in, and `score`, NaN where there is none

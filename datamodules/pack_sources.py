@@ -17,10 +17,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from datamodules.tar_headers import DAMAGED, LARGEST, headers
 from lso_lightning.errors import UserError
 from lso_lightning.images import SUFFIXES
 
-LARGEST = 1 << 28  # bytes of one image, compressed or not; what a hostile archive could make us hold in memory
 _LONGEST = 80  # bytes of a key: with `.structure.png` it must fit a plain tar header's 100
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 _NAMED = 10  # bad images that a message names
@@ -113,19 +113,13 @@ def _in_zip(archive: zipfile.ZipFile) -> list[Member]:
 def _in_tar(path: Path) -> list[Member]:
     found = []
     try:
-        with tarfile.open(path, "r:") as tar:
-            for info in tar:
-                if info.isdir() or not _is_image(info.name):
-                    continue
-                problem = "" if info.isreg() and not info.issparse() else "a link, a device or a sparse file"
-                problem = problem or _problem(info.name, info.size)
-                found.append(Member(info.name, info.size, int(info.mtime), info.offset_data, problem))
-            # tarfile takes a damaged header for the end
-            assert tar.fileobj is not None
-            tar.fileobj.seek(tar.offset)
-            if any(tar.fileobj.read(512)):
-                raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
-    except (tarfile.TarError, ValueError, OverflowError, MemoryError, OSError) as error:  # absurd sizes raise those
+        for info in headers(path):
+            if info.isdir() or not _is_image(info.name):
+                continue
+            problem = "" if info.isreg() and not info.issparse() else "a link, a device or a sparse file"
+            problem = problem or _problem(info.name, info.size)
+            found.append(Member(info.name, info.size, int(info.mtime), info.offset_data, problem))
+    except DAMAGED as error:
         raise UserError(f"{path}: a damaged tar ({error}); copy it again") from None
     return found
 

@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from datamodules.pack_jobs import cores, whole_file
+from datamodules.pack_jobs import cores
 from datamodules.pack_sources import UNREADABLE, Member, by_key, file_name, named, open_source, reason
 from datamodules.progress import progress
 from datamodules.shards import MANIFEST, ShardReader, ShardSet
 from lso_lightning.errors import UserError
 from lso_lightning.images import MIN_SIDE, SUFFIXES, from_uint8, read_image
 from lso_lightning.objectives.classifier import LevelClassifier, expected_level
+from lso_lightning.whole_file import whole_file
 
 _SIDE = 256  # pixels, where nothing says otherwise
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +12,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.scores_file import is_number, read_scores
+from datamodules.tar_headers import DAMAGED, LARGEST, headers
 from datamodules.typicality import Typicality
 from lso_lightning.errors import UserError
 from lso_lightning.images import MIN_SIDE, SUFFIXES, from_uint8, read_image
-
-_LARGEST = 1 << 28  # bytes; no picture, but memory that a hostile shard could ask for
 
 
 def _folder(path: Path) -> dict[str, Path]:
@@ -32,8 +30,8 @@ class _Member(NamedTuple):
     size: int
 
     def read(self, name: str) -> bytes:
-        if self.size > _LARGEST:
-            raise UserError(f"{self.shard}: {name} has {self.size} bytes, expected at most {_LARGEST}")
+        if self.size > LARGEST:
+            raise UserError(f"{self.shard}: {name} has {self.size} bytes, expected at most {LARGEST}")
         with self.shard.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -49,27 +47,20 @@ def _shards(shards: list[Path]) -> dict[str, tuple[_Member, _Member | None]]:
     labels: dict[str, _Member] = {}
     for shard in shards:
         try:
-            with tarfile.open(shard, "r:") as tar:
-                for info in tar:
-                    tar.members = []  # type: ignore[attr-defined]  # else it remembers every header
-                    folder, _, name = info.name.rpartition("/")
-                    stem, _, suffix = name.partition(".")  # WebDataset: a sample's files agree up to the first dot
-                    sample = f"{shard}:{folder}/{stem}"
-                    if not info.isreg() or info.issparse():
-                        continue
-                    member = _Member(shard, info.offset_data, info.size)
-                    if suffix.lower() == "json":
-                        labels[sample] = member
-                    elif f".{suffix.lower()}" in SUFFIXES:
-                        if info.name in pictures:
-                            raise UserError(f"data.source {shard}: a second {info.name}; file names must be unique")
-                        pictures[info.name] = member, sample
-                # tarfile takes a damaged header for the end
-                assert tar.fileobj is not None
-                tar.fileobj.seek(tar.offset)
-                if any(tar.fileobj.read(512)):
-                    raise tarfile.ReadError(f"damaged header at byte {tar.offset}")
-        except (tarfile.TarError, OSError, ValueError, OverflowError, MemoryError) as error:
+            for info in headers(shard):
+                folder, _, name = info.name.rpartition("/")
+                stem, _, suffix = name.partition(".")  # WebDataset: a sample's files agree up to the first dot
+                sample = f"{shard}:{folder}/{stem}"
+                if not info.isreg() or info.issparse():
+                    continue
+                member = _Member(shard, info.offset_data, info.size)
+                if suffix.lower() == "json":
+                    labels[sample] = member
+                elif f".{suffix.lower()}" in SUFFIXES:
+                    if info.name in pictures:
+                        raise UserError(f"data.source {shard}: a second {info.name}; file names must be unique")
+                    pictures[info.name] = member, sample
+        except DAMAGED as error:
             raise UserError(f"data.source {shard}: a damaged or compressed .tar ({error}); pack it again") from None
     return {key: (member, labels.get(sample)) for key, (member, sample) in pictures.items()}
 

@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-import datamodules  # noqa: F401  (importing makes short class names resolve)
+import datamodules.ffhq
+import datamodules.start_images  # noqa: F401  (importing makes short class names resolve)
 import lso_lightning.models  # noqa: F401
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from callbacks.command_line_wins import CommandLineWins

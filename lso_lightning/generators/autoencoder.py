@@ -13,7 +13,7 @@ from lso_lightning.errors import UserError
 from lso_lightning.images import eight_bit
 from lso_lightning.weights import weights_id
 
-_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 
 
 def _locate(folder: str) -> Path:
@@ -23,20 +23,20 @@ def _locate(folder: str) -> Path:
         if (path / "config.json").is_file():
             return path
     if root.is_dir():
-        expected = f"a diffusers folder of {' or '.join(_CLASSES)}, or a pipeline folder with vae/"
+        expected = f"a diffusers folder of {' or '.join(CLASSES)}, or a pipeline folder with vae/"
         raise UserError(f"autoencoder {root}: holds no config.json; expected {expected}")
     raise UserError(f"autoencoder {root}: no such folder; nothing is downloaded, so fetch it first and give its path")
 
 
 def _class_name(path: Path) -> str:
-    """The class that the folder's ``config.json`` names, one of `_CLASSES`."""
+    """The class that the folder's ``config.json`` names, one of `CLASSES`."""
     try:
         config = json.loads((path / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"autoencoder {path}: its config.json is damaged ({error}); fetch it again") from None
     name = config.get("_class_name") if isinstance(config, dict) else None
-    if name not in _CLASSES:
-        raise UserError(f"autoencoder {path}: its config.json says {name!r}, expected {' or '.join(_CLASSES)}")
+    if name not in CLASSES:
+        raise UserError(f"autoencoder {path}: its config.json says {name!r}, expected {' or '.join(CLASSES)}")
     return name
 
 
@@ -70,6 +70,13 @@ def load_network(folder: str) -> Any:
     return network
 
 
+def pixels_per_cell(network: Any) -> int:
+    """Side in pixels of a latent cell of an ``AutoencoderKL`` or ``AutoencoderTiny``."""
+    tiny = type(network).__name__ == "AutoencoderTiny"
+    stages = network.config["num_decoder_blocks" if tiny else "block_out_channels"]
+    return 2 ** (len(stages) - 1)
+
+
 class Autoencoder(nn.Module):
     """A frozen ``AutoencoderKL`` (SD 1.5, SD 2.1, SDXL, SD 3.5 ...) or ``AutoencoderTiny`` (TAESD) from a folder.
 
@@ -97,9 +104,7 @@ class Autoencoder(nn.Module):
         self.scale = float(config.get("scaling_factor") or 1.0)
         self.shift = float(config.get("shift_factor") or 0.0)
         self.channels = int(config["latent_channels"])
-        tiny = type(network).__name__ == "AutoencoderTiny"
-        stages = config["num_decoder_blocks"] if tiny else config["block_out_channels"]
-        self.factor: int = 2 ** (len(stages) - 1)  #: pixels per latent cell
+        self.factor = pixels_per_cell(network)  #: pixels per latent cell
 
     def train(self, mode: bool = True) -> Autoencoder:
         """Stay in eval mode: Lightning puts a whole module into train mode before fit."""

@@ -8,14 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lso_lightning.errors import UserError
-from lso_lightning.generators import load_network
-from lso_lightning.seeding import generator
-
-CLASSES = ("AutoencoderKL", "AutoencoderTiny")
+from lso_lightning.generators.autoencoder import CLASSES, load_network
+from lso_lightning.seeding import global_stream
 
 
 def build_autoencoder(folder: str | None, architecture: dict[str, Any] | None, seed: int = 0) -> Any:
@@ -44,8 +41,7 @@ def build_autoencoder(folder: str | None, architecture: dict[str, Any] | None, s
         raise UserError(f"model.architecture: _class_name is {name!r}, expected {' or '.join(CLASSES)}")
     # unknown until it is measured; diffusers' default would be Stable Diffusion's number
     settings = {"scaling_factor": 1.0, "shift_factor": 0.0} | settings
-    with torch.random.fork_rng(devices=[]):  # diffusers draws from the global state
-        torch.default_generator.manual_seed(generator(seed, "weights").initial_seed())
+    with global_stream(seed, "weights"):  # diffusers draws from the global state
         try:
             return getattr(diffusers, name)(**settings)
         except (TypeError, ValueError, NotImplementedError, RuntimeError, IndexError) as error:

@@ -13,7 +13,7 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from lso_lightning.models.encoder_features import Pooled
 from lso_lightning.networks.regularizers import kl_divergence
-from lso_lightning.seeding import generator
+from lso_lightning.seeding import global_stream
 
 _SUBSET = 1000  # images a kernel matrix is made of at once (Binkowski et al. 2018)
 _SUBSETS = 100
@@ -42,8 +42,7 @@ class KernelDistance(KernelInceptionDistance):
         for name in ("real_features", "fake_features"):
             rows = dim_zero_cat(getattr(self, name))
             setattr(self, name, [rows[rows.double().sum(1).argsort(stable=True)]])
-        with torch.random.fork_rng(devices=[]):  # torchmetrics draws subsets from the global state
-            torch.default_generator.manual_seed(generator(count, "kid").initial_seed())
+        with global_stream(count, "kid"):  # torchmetrics draws subsets from the global state
             return super().compute()[0]
 
 

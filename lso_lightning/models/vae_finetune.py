@@ -24,6 +24,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
+from lso_lightning.generators.autoencoder import pixels_per_cell
 from lso_lightning.images import eight_bit
 from lso_lightning.models.autoencoder_folder import build_autoencoder, export_autoencoder
 from lso_lightning.models.encoder_features import NetworkFeatures
@@ -155,9 +156,7 @@ class VAEFinetune(LightningModule):
 
     def _require_fitting(self, images: Tensor) -> None:
         """Refuse images whose sides the autoencoder would round up."""
-        config = self.network.config
-        stages = config.get("num_decoder_blocks") or config["block_out_channels"]
-        factor = 2 ** (len(stages) - 1)
+        factor = pixels_per_cell(self.network)
         if images.shape[-1] % factor or images.shape[-2] % factor:
             raise UserError(
                 f"data: images of {images.shape[-1]}x{images.shape[-2]} pixels, the autoencoder needs multiples of"

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lso_lightning.errors import UserError
 from lso_lightning.images import encode_png, read_image
+from lso_lightning.whole_file import whole_file
 
 ROUNDS = "rounds.jsonl"
 NOTHING, POOL, START = -3, -2, -1  # before any round; the reference pool, the start images: rounds of their own
@@ -70,7 +71,8 @@ class Archive:
             for path in [records, *self.folder.glob("images-*.tar")]:
                 shutil.copy2(path, aside)
         if records.exists():
-            _replace(records, b"".join(kept))
+            with whole_file(records) as file:
+                file.write(b"".join(kept))
         for tar in sorted(self.folder.glob("images-*.tar")):
             if rounds == NOTHING:
                 tar.unlink()
@@ -214,14 +216,6 @@ def _end_of(path: Path, rounds: int) -> int:
             if end > size or index >= rounds:
                 return offset
             offset = end
-
-
-def _replace(path: Path, data: bytes) -> None:
-    scratch = path.with_name(path.name + ".tmp")
-    with scratch.open("wb") as file:
-        file.write(data)
-        _sync(file)
-    scratch.replace(path)
 
 
 def _sync(file: Any) -> None:

@@ -53,10 +53,9 @@ def test_flips_mirror_image_structure_and_sided_attributes_and_depend_on_the_epo
     mirrored: list[set[str]] = []
     for epoch in range(2):
         module = data(packed, flip=0.5, structure=True)
-        module.train_data.epoch = epoch
         found = set()
         for row in module.train_rows:
-            batch = module.on_after_batch_transfer(module.train_data[np.array([row])], 0)
+            batch = module.on_after_batch_transfer(module.train_data[epoch, np.array([row])], 0)
             (key,), image = batch["key"], batch["image"][0]
             flipped = not torch.equal(image, plain[key])
             expected = plain[key].flip(-1) if flipped else plain[key]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -125,5 +125,5 @@ def test_what_is_no_packed_folder_is_said(packed: Path, damage: str) -> None:
 def test_a_reader_travels_to_another_process_without_its_files(packed: Path) -> None:
     shards, reader = ShardSet(packed), ShardReader(packed)
     data = reader.read(shards.place(0), "00000")
-    copy = pickle.loads(pickle.dumps(reader))
-    assert copy._open == {} and copy.read(shards.place(0), "00000") == data
+    sent = copy.copy(reader)  # by what it gives for another process
+    assert sent._open == {} and sent.read(shards.place(0), "00000") == data
