@@ -73,6 +73,7 @@ class FFHQ(L.LightningDataModule):
         self.folder, self.batch_size, self.keys, self.scores_file = shards, batch_size, keys, scores
         self.flip, self.structure, self.window, self.workers, self.seed = flip, structure, window, workers, seed
         self.train_rows = self.val_rows = np.empty(0, np.int64)  #: rows of the shard set, ``(n,)`` each
+        self._loaders: dict[str, EpochLoader] = {}  # in use, by split
 
     def setup(self, stage: str | None = None) -> None:
         """Read the manifest and choose the images (once)."""
@@ -162,9 +163,10 @@ class FFHQ(L.LightningDataModule):
                 f"data.batch_size: one step needs {self.batch_size} x {self._ranks()[1]} ranks = {step} images, but"
                 f" {self.folder} has {len(self.train_rows)} training images {self._said()}"
             )
-        return EpochLoader(
+        loader = EpochLoader(
             self.train_data, self.train_batches, len(self.train_rows) // step, self._position, self.workers
         )
+        return self._in_use("train", loader)
 
     def val_dataloader(self) -> EpochLoader | list[Any]:
         """Validation batches: each image once, not mirrored, in the order of the shards.
@@ -178,7 +180,23 @@ class FFHQ(L.LightningDataModule):
         if len(self.val_rows) < ranks:
             raise UserError(f"data: {len(self.val_rows)} validation images for {ranks} ranks; pack with a larger --val")
         batches = ValidationBatches(self.val_rows, self.batch_size, rank, ranks)
-        return EpochLoader(self.val_data, lambda _: batches, len(batches), lambda: (0, 0), self.workers)
+        loader = EpochLoader(self.val_data, lambda _: batches, len(batches), lambda: (0, 0), self.workers)
+        return self._in_use("val", loader)
+
+    def _in_use(self, split: str, loader: EpochLoader) -> EpochLoader:
+        if before := self._loaders.pop(split, None):
+            before.close()
+        self._loaders[split] = loader
+        return loader
+
+    def teardown(self, stage: str) -> None:
+        """End the reading processes."""
+        for split in list(self._loaders):
+            self._loaders.pop(split).close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End the reading processes; Lightning calls no teardown then."""
+        self.teardown("fit")
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Turn uint8 into [0, 1] on the device: a quarter of the bytes travel."""

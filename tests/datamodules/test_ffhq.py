@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,8 @@ def test_any_number_of_ranks_and_workers_reads_any_number_of_shards(tmp_path: Pa
           "--trainer.strategy=ddp_fork", epochs=1)  # fmt: skip
     assert seen(tmp_path / "two", ranks=2) == seen(tmp_path / "one")
     assert len(seen(tmp_path / "two", ranks=2)) == 5
+
+
+def test_no_reading_process_outlives_the_fit(packed: Path, tmp_path: Path) -> None:
+    train(tmp_path / "run", packed, "--data.workers=2", "--trainer.limit_train_batches=2")
+    assert not multiprocessing.active_children()

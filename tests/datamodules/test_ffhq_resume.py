@@ -8,9 +8,11 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from datamodules.epoch_plan import TrainBatches, epoch_order
 from tests.datamodules.packed import pack_by_hand, seen, train
 from tests.fits import learnt, load, same
 
@@ -146,13 +148,18 @@ def test_a_validation_that_a_kill_cut_off_is_done_again(packed: Path, tmp_path: 
     assert same(learnt(load(run)), learnt(load(tmp_path / "straight")))
 
 
-def test_limited_batches_and_an_accumulated_step(packed: Path, tmp_path: Path) -> None:
-    more = [OFTEN, "--trainer.limit_train_batches=5", "--trainer.accumulate_grad_batches=2", "--data.batch_size=3"]
+@pytest.mark.parametrize("workers", [0, 2])
+def test_limited_batches_and_an_accumulated_step(packed: Path, tmp_path: Path, workers: int) -> None:
+    """Workers live from epoch to epoch; what they had read of a limited one must not reach the next."""
+    more = [OFTEN, "--trainer.limit_train_batches=5", "--trainer.accumulate_grad_batches=2", "--data.batch_size=2",
+            f"--data.workers={workers}"]  # fmt: skip
     train(tmp_path / "straight", packed, *more, epochs=3)
     train(tmp_path / "cut", packed, *more, "--trainer.max_steps=4", epochs=3)
     train(tmp_path / "cut", packed, *more, "--ckpt_path=last", epochs=3)
     assert seen(tmp_path / "cut") == seen(tmp_path / "straight")
     assert same(learnt(load(tmp_path / "cut")), learnt(load(tmp_path / "straight")))
+    straight = TrainBatches(np.arange(18)[epoch_order(np.repeat([0, 1, 2], [7, 5, 6]), 0, 2, 16)], 2)
+    assert [one[2] for one in seen(tmp_path / "cut")][10:] == [[f"{i:05d}" for i in straight[k]] for k in range(5)]
 
 
 def fit_in_child(run: Path, packed: Path, *more: str, epochs: int, kill_after: int | None = None) -> int:
