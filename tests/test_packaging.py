@@ -112,7 +112,7 @@ def test_the_command_line_needs_no_extra() -> None:
     script = """
 import sys
 from importlib.machinery import PathFinder
-hidden = {"botorch", "gpytorch", "linear_operator", "scipy", "transformers", "matplotlib"}
+hidden = {"botorch", "gpytorch", "linear_operator", "scipy", "matplotlib"}
 class Hiding(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
