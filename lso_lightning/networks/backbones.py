@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def _plain(widths: list[int]) -> list[nn.Module]:
 def _convnext(widths: list[int]) -> list[nn.Module]:
     # 4x4 pixels to a cell, as in the paper: cheap, and no other network here sees pictures so
     layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, 4), _ConvNext(widths[0])]
-    for into, out in zip(widths, widths[1:], strict=False):
+    for into, out in itertools.pairwise(widths):
         layers += [_norm(into), nn.Conv2d(into, out, 2, 2), _ConvNext(out)]
     return [*layers, _norm(widths[-1])]
 
