@@ -98,3 +98,46 @@ class Closeness(nn.Module):
 
     def forward(self, images: Tensor, starts: Tensor) -> Tensor:
         return 1 - (images - starts).square().mean((1, 2, 3))
+
+
+def tiny_pipeline(folder: Path, prediction_type: str = "epsilon", seed: int = 0) -> Path:
+    """Save a random text-to-image pipeline in the layout of Stable Diffusion: latents ``(4, 8, 8)``, images of 32 px.
+
+    Its tokenizer spells words in letters: 16 tokens, the first and the last one of a text are special.
+
+    Args:
+        folder: where `StableDiffusionPipeline.save_pretrained` writes.
+        prediction_type: what the U-Net predicts, `epsilon` or `v_prediction`.
+        seed: of the weights.
+    """
+    import diffusers
+    import transformers
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,'-"
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
+    tokenizer = transformers.CLIPTokenizer({word: i for i, word in enumerate(words)}, [], model_max_length=16)
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type=prediction_type,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL.from_pretrained(
+        tiny_autoencoder(folder / "vae", "AutoencoderKL", 4, seed), low_cpu_mem_usage=False
+    )
+    vae.register_to_config(shift_factor=None)  # which StableDiffusionPipeline does not know
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        text = transformers.CLIPTextModel(transformers.CLIPTextConfig(
+            vocab_size=len(words), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=16, projection_dim=32, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+        ))  # fmt: skip
+        unet = diffusers.UNet2DConditionModel(
+            sample_size=8, block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=4, attention_head_dim=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), cross_attention_dim=32,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        )  # fmt: skip
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae, text, tokenizer, unet, scheduler, safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return folder
