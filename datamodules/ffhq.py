@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from datamodules.epoch_loader import EpochLoader
 from datamodules.epoch_plan import TrainBatches, ValidationBatches, epoch_order
 from datamodules.packed_images import PackedImages
+from datamodules.progress import progress
 from datamodules.scores_file import read_scores
-from datamodules.shards import ShardSet
+from datamodules.shards import MANIFEST, ShardSet
 from lso_lightning.errors import UserError
 from lso_lightning.images import from_uint8
 
@@ -23,9 +27,10 @@ class FFHQ(L.LightningDataModule):
     """Training and validation batches from shards that `lso pack` wrote.
 
     A batch is ``{"image": (b, 3, h, w) in [0, 1], "key": list[str], "score": (b,), "caption": list[str],
-    "attributes": (b, k)}``, and ``"structure": (b, 1, h, w)`` on request. Which samples a step sees depends on the seed
-    and on `batch_size` times the number of ranks, not on ranks, workers or shards; a resumed run goes on with the
-    very next sample.
+    "attributes": (b, k), "mirrored": (b,) bool}``, and ``"structure": (b, 1, h, w)`` on request. A module with an
+    attribute `needs_images` that is False gets no images, and no shard is read. Which samples a step sees depends on
+    the seed and on `batch_size` times the number of ranks, not on ranks, workers or shards; a resumed run goes on with
+    the very next sample.
 
     Args:
         shards: folder that `lso pack` wrote; its resolution is the images'.
@@ -91,8 +96,9 @@ class FFHQ(L.LightningDataModule):
         )
         if not len(self.train_rows):
             raise UserError(f"data: {self._said()} no training image of {self.folder} is left of {len(self.shards)}")
-        self.train_data = PackedImages(self.shards, scores, self.seed, self.flip, self.structure)
-        self.val_data = PackedImages(self.shards, scores, structure=self.structure)
+        images = getattr(self.trainer and self.trainer.lightning_module, "needs_images", True)
+        self.train_data = PackedImages(self.shards, scores, self.seed, self.flip, self.structure, images)
+        self.val_data = PackedImages(self.shards, scores, structure=self.structure, images=images)
         n, m = len(self.train_rows), len(self.val_rows)
         rank_zero_only(print)(f"{self.folder}: {n} training and {m} validation images of {len(self.shards)}")
         if not m and len(self.shards.rows("val")):
@@ -182,6 +188,33 @@ class FFHQ(L.LightningDataModule):
         batches = ValidationBatches(self.val_rows, self.batch_size, rank, ranks)
         loader = EpochLoader(self.val_data, lambda _: batches, len(batches), lambda: (0, 0), self.workers)
         return self._in_use("val", loader)
+
+    def set_id(self) -> str:
+        """Names the pictures of the whole packed set and their order, whatever is selected of them."""
+        return hashlib.sha256((self.shards.folder / MANIFEST).read_bytes()).hexdigest()
+
+    def keys_of_set(self) -> list[str]:
+        """Keys of the whole packed set, in the order of :meth:`pictures_of_set`."""
+        return [str(key) for key in self.shards.table["key"]]
+
+    def pictures_of_set(self, batch_size: int, title: str) -> Iterator[Tensor]:
+        """All pictures of the packed set, not mirrored, with a progress bar.
+
+        Args:
+            batch_size: of each batch but the last.
+            title: of the progress bar.
+
+        Yields:
+            ``(b, 3, h, w)`` uint8.
+        """
+        n = len(self.shards)
+        batches = np.split(np.arange(n), range(batch_size, n, batch_size))
+        data = PackedImages(self.shards, self.shards.table["score"])
+        loader = EpochLoader(data, lambda _: batches, len(batches), lambda: (0, 0), self.workers)
+        with closing(loader), progress(title, n) as add:
+            for batch in loader:
+                yield batch["image"]
+                add(len(batch["key"]))
 
     def _in_use(self, split: str, loader: EpochLoader) -> EpochLoader:
         if before := self._loaders.pop(split, None):

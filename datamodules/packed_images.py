@@ -22,12 +22,14 @@ class PackedImages:
         seed: of the flips.
         flip: chance that an image is mirrored.
         structure: whether batches carry structure maps.
+        images: whether they carry the pictures; without any, no shard is read.
     """
 
     def __init__(
-        self, shards: ShardSet, scores: np.ndarray, seed: int = 0, flip: float = 0.0, structure: bool = False
-    ) -> None:
-        self.shards, self.seed, self.flip, self.structure = shards, seed, flip, structure
+        self, shards: ShardSet, scores: np.ndarray, seed: int = 0, flip: float = 0.0, structure: bool = False,
+        images: bool = True,
+    ) -> None:  # fmt: skip
+        self.shards, self.seed, self.flip, self.structure, self.images = shards, seed, flip, structure, images
         self.reader = ShardReader(shards.folder)
         self.scores = torch.from_numpy(scores.astype(np.float32))
         self.attributes = torch.from_numpy(shards.attribute_table())
@@ -57,12 +59,14 @@ class PackedImages:
         flipped, index = self._flipped(epoch, rows), torch.from_numpy(rows)
         attributes = self.attributes[index]
         batch: dict[str, Any] = {
-            "image": self._pictures(rows, flipped),
             "key": [str(key) for key in self.shards.table["key"][rows]],
             "score": self.scores[index],
             "caption": [str(caption) for caption in self.shards.table["caption"][rows]],
             "attributes": torch.where(torch.from_numpy(flipped)[:, None], attributes * self.mirror, attributes),
+            "mirrored": torch.from_numpy(flipped),
         }
+        if self.images:
+            batch["image"] = self._pictures(rows, flipped)
         if self.structure:
             batch["structure"] = self._pictures(rows, flipped, structure=True)[:, :1]  # gray: three equal channels
         return batch
