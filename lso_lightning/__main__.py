@@ -26,6 +26,7 @@ COMMANDS = {
     "render": ("lso_lightning.commands.render", "render", "turn a run directory into pictures and a report"),
     "edit": ("lso_lightning.commands.edit", "edit", "optimise your own photographs for a score"),
     "pack": ("datamodules.pack", "pack", "turn images into shards at the training resolution"),
+    "import-scorer": ("lso_lightning.commands.import_scorer", "import_scorer", "turn published weights into a scorer"),
     "score-images": ("datamodules.score_images", "score_images", "score images by an objective, for pack and searches"),
 }
 # commands whose last word is required and whose first may be missing, which argparse cannot tell apart:

@@ -1,7 +1,8 @@
 """LightningModules that train."""
 
+from lso_lightning.models.attribute_classifier import AttributeClassifier
 from lso_lightning.models.autoencoder_folder import build_autoencoder, export_autoencoder
 from lso_lightning.models.encoder_features import EncoderFeatures
 from lso_lightning.models.vae_finetune import VAEFinetune
 
-__all__ = ["EncoderFeatures", "VAEFinetune", "build_autoencoder", "export_autoencoder"]
+__all__ = ["AttributeClassifier", "EncoderFeatures", "VAEFinetune", "build_autoencoder", "export_autoencoder"]
