@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
+from lso_lightning.generators.pretrained import load_pretrained
+from lso_lightning.generators.shipped import folder_of
 from lso_lightning.images import eight_bit
 from lso_lightning.weights import weights_id
 
@@ -18,7 +20,7 @@ CLASSES = ("AutoencoderKL", "AutoencoderTiny")
 
 def _locate(folder: str) -> Path:
     """The folder that holds the autoencoder's ``config.json``: itself or, in a pipeline folder, its ``vae``."""
-    root = Path(folder).expanduser()
+    root = folder_of(folder)
     for path in (root, root / "vae"):
         if (path / "config.json").is_file():
             return path
@@ -44,7 +46,8 @@ def load_network(folder: str) -> Any:
     """Load diffusers' own network, float32 on the CPU, free to be trained.
 
     Args:
-        folder: diffusers folder with ``config.json`` and safetensors weights, or a pipeline folder with ``vae/``.
+        folder: diffusers folder with ``config.json`` and safetensors weights, a pipeline folder with ``vae/``, or
+            `miniature`.
 
     Returns:
         An ``AutoencoderKL`` or ``AutoencoderTiny``: images in [-1, 1], latents neither scaled nor shifted.
@@ -56,18 +59,9 @@ def load_network(folder: str) -> Any:
     import diffusers  # here: importing it takes seconds that `lso --help` must not pay
 
     path = _locate(folder)
-    try:
-        network, loading = getattr(diffusers, _class_name(path)).from_pretrained(
-            path, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True,
-            low_cpu_mem_usage=False,  # True needs accelerate, for nothing at this size
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:  # a nonsensical config too
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"autoencoder {path}: cannot load its safetensors weights ({reason})") from None
-    if missing := sorted(loading["missing_keys"]):  # diffusers would search with random ones
-        raise UserError(f"autoencoder {path}: its file lacks {len(missing)} weights, first {missing[0]}")
-    return network
+    network_class = getattr(diffusers, _class_name(path))
+    # False: True needs accelerate, for nothing at this size
+    return load_pretrained(network_class, path, "autoencoder", torch_dtype=torch.float32, low_cpu_mem_usage=False)
 
 
 def pixels_per_cell(network: Any) -> int:
@@ -81,7 +75,8 @@ class Autoencoder(nn.Module):
     """A frozen ``AutoencoderKL`` (SD 1.5, SD 2.1, SDXL, SD 3.5 ...) or ``AutoencoderTiny`` (TAESD) from a folder.
 
     Args:
-        folder: diffusers folder with ``config.json`` and safetensors weights, or a pipeline folder with ``vae/``.
+        folder: diffusers folder with ``config.json`` and safetensors weights, a pipeline folder with ``vae/``, or
+            `miniature`.
         gradient_checkpointing: recompute the decoder's activations in the backward pass: about a third slower,
             a fraction of the memory.
 

@@ -1,0 +1,186 @@
+"""Text to image with latent diffusion, in a loop of ours that gradients pass: diffusers' pipelines forbid them."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lso_lightning.errors import UserError
+from lso_lightning.generators.autoencoder import Autoencoder
+from lso_lightning.generators.pretrained import load_text_encoder, load_unet
+from lso_lightning.generators.schedule import Schedule
+from lso_lightning.generators.shipped import folder_of
+from lso_lightning.seeding import generator
+from lso_lightning.weights import weights_id
+
+
+class Diffusion(nn.Module):
+    """A frozen text-to-image pipeline: the miniature, Stable Diffusion 1.5 or 2.1, or a finetuned one.
+
+    Gradients flow from the latents to noise, text embeddings and whatever is put into the U-Net.
+
+    Args:
+        folder: pipeline folder of diffusers (``unet/``, ``text_encoder/``, ``tokenizer/``, ``scheduler/``, ``vae/``),
+            or `miniature`.
+        scheduler: name in `lso_lightning.generators.schedule.SCHEDULERS`; None: the folder's own.
+        steps: of the scheduler.
+        guidance: weight of the text against `unconditional` (Ho & Salimans 2022, 2207.12598); 1 or less: no guidance,
+            at half the cost.
+        eta: share of fresh noise in each step of DDIM and TCD, 0 to 1.
+        checkpointing: recompute the U-Net's activations in the backward pass: a third slower, and memory does not grow
+            with the steps.
+        gradient_steps: how many of the last U-Net calls pass gradients; the noise gets none then. None: all.
+
+    Raises:
+        UserError: not such a folder, a damaged one, or settings out of range.
+    """
+
+    timesteps: Tensor
+
+    def __init__(
+        self,
+        folder: str,
+        scheduler: str | None = None,
+        steps: int = 50,
+        guidance: float = 7.5,
+        eta: float = 0.0,
+        checkpointing: bool = True,
+        gradient_steps: int | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, least, most in (
+            ("steps", steps, 1, math.inf), ("guidance", guidance, 0, math.inf), ("eta", eta, 0, 1),
+            ("gradient_steps", 1 if gradient_steps is None else gradient_steps, 1, math.inf),
+        ):  # fmt: skip
+            if not least <= value <= most or value == math.inf:
+                raise UserError(f"diffusion {name}: {value}, expected {least} {'or more' if most > 1 else 'to 1'}")
+        self.path = folder_of(folder)
+        self.unet = load_unet(self.path)
+        self.tokenizer, self.text_encoder = load_text_encoder(self.path)
+        self.autoencoder = Autoencoder(folder, gradient_checkpointing=checkpointing)
+        if self.unet.config["in_channels"] != self.autoencoder.channels:
+            raise UserError(
+                f"generator {self.path}: its U-Net takes {self.unet.config['in_channels']} channels, its autoencoder"
+                f" has {self.autoencoder.channels}; expected as many (inpainting U-Nets do not work)"
+            )
+        self.schedule = Schedule(self.path, scheduler, steps, eta)
+        self.guidance, self.checkpointing, self.gradient_steps = guidance, checkpointing, gradient_steps
+        self.size = self.unet.config["sample_size"] * self.autoencoder.factor  #: side in pixels of its images
+        # moves with the module: a timestep from the CPU would make each U-Net call wait for the GPU
+        self.register_buffer("timesteps", self.schedule.timesteps.clone(), persistent=False)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Diffusion:
+        """Stay in eval mode: Lightning puts a whole module into train mode before fit."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """``b`` texts -> the text encoder's last hidden states ``(b, t, d)``; warns of words that it cannot read."""
+        prompts = list(prompts)
+        most = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
+        for prompt, ids in zip(prompts, self.tokenizer(prompts, add_special_tokens=False).input_ids, strict=True):
+            lost = ["words that it does not know"] if self.tokenizer.unk_token_id in ids else []
+            if len(ids) > most - 2:  # besides one that begins and one that ends it
+                lost.append(f"all after {self.tokenizer.decode(ids[: most - 2])!r}")
+            if lost:
+                warnings.warn(f"prompt {prompt!r}: the text encoder cannot read {' and '.join(lost)}", stacklevel=3)
+        ids = self.tokenizer(
+            prompts, padding="max_length", max_length=most, truncation=True, return_tensors="pt"
+        ).input_ids
+        return self.text_encoder(ids.to(self.unet.device)).last_hidden_state.float()
+
+    def noise(self, rows: Iterable[int], seed: int, size: int | None = None) -> Tensor:
+        """Draw where sampling begins; each row's numbers depend on nothing but seed and row.
+
+        Args:
+            rows: ``b`` integers, say 0, 1, 2 ...
+            seed: of the run.
+            size: side of the images in pixels; default: `size`.
+
+        Returns:
+            ``(b, c, h, w)`` of N(0, 1).
+        """
+        shape = self.autoencoder.latent_shape(size or self.size)
+        draws = [torch.randn(shape, generator=generator(seed, "noise", int(row))) for row in rows]
+        return torch.stack(draws).to(self.unet.device)
+
+    def sample(
+        self,
+        noise: Tensor,
+        text: Tensor,
+        unconditional: Tensor | None = None,
+        guidance: Tensor | None = None,
+        rows: Iterable[int] | None = None,
+        seed: int = 0,
+    ) -> Tensor:
+        """Turn noise into latents.
+
+        Args:
+            noise: ``(b, c, h, w)`` of N(0, 1).
+            text: ``(b, t, d)``, or ``(1, t, d)`` for all rows.
+            unconditional: what guidance leads away from, ``(b, t, d)`` or ``(1, t, d)``; None: an empty text.
+            guidance: ``(b,)``, instead of the same for all rows.
+            rows: ``b`` integers; needed by schedulers whose steps draw noise.
+            seed: of that noise.
+
+        Returns:
+            ``(b, c, h, w)``, the U-Net's latents, float32.
+
+        Raises:
+            UserError: a scheduler that draws noise got no rows.
+        """
+        if rows is None and self.schedule.stochastic:
+            raise UserError("sample rows: none given, but the steps of this scheduler draw noise for each")
+        generators = [generator(seed, "steps", int(row)) for row in ([] if rows is None else rows)]
+        scheduler, options = self.schedule.start(generators)
+        predict = self._predictor(len(noise), text, unconditional, guidance)
+        first = len(self.timesteps) - (self.gradient_steps or len(self.timesteps))
+        differentiable = torch.is_grad_enabled()
+        latents = noise * scheduler.init_noise_sigma
+        for i, (t, t_there) in enumerate(zip(scheduler.timesteps, self.timesteps, strict=True)):
+            with torch.set_grad_enabled(differentiable and i >= first):
+                inputs = scheduler.scale_model_input(latents, t)
+                if self.checkpointing and torch.is_grad_enabled():
+                    # of the U-Net only: a scheduler's step changes the scheduler and must happen once
+                    output = checkpoint(predict, inputs, t_there, use_reentrant=False, preserve_rng_state=False)
+                else:
+                    output = predict(inputs, t_there)
+                latents = scheduler.step(output, t, latents, **options, return_dict=False)[0]
+        return latents
+
+    def _predictor(
+        self, count: int, text: Tensor, unconditional: Tensor | None, guidance: Tensor | None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """The U-Net with its conditions bound: latents ``(b, c, h, w)``, timestep -> output, float32."""
+        text, distilled = text.expand(count, -1, -1), self.unet.config["time_cond_proj_dim"]
+        if distilled:  # it has learnt what guidance does and is told the weight (Meng et al. 2022, 2210.03142)
+            from diffusers.models.embeddings import get_timestep_embedding
+
+            weights = text.new_full((count,), self.guidance) if guidance is None else guidance
+            told = get_timestep_embedding(1000 * (weights - 1), distilled)
+            return lambda latents, t: self.unet(latents, t, text, timestep_cond=told).sample.float()
+        if guidance is None and self.guidance <= 1:
+            return lambda latents, t: self.unet(latents, t, text).sample.float()
+        weight = self.guidance if guidance is None else guidance.clamp(min=1).view(-1, 1, 1, 1)
+        unconditional = self.encode_text([""]) if unconditional is None else unconditional
+        both = torch.cat([unconditional.expand(count, -1, -1), text])
+
+        def guided(latents: Tensor, t: Tensor) -> Tensor:
+            without, along = self.unet(torch.cat([latents, latents]), t, both).sample.float().chunk(2)
+            return without + weight * (along - without)
+
+        return guided
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents ``(b, c, h, w)`` -> images ``(b, 3, h*f, w*f)`` in [0, 1] on the 8-bit grid, differentiable."""
+        return self.autoencoder.decode(latents)
+
+    def weights_id(self) -> str:
+        """Names these very networks in caches and checkpoints, whatever folder they came from."""
+        return weights_id(self.state_dict())
