@@ -25,6 +25,7 @@ LIGHTNING = {
 COMMANDS = {
     "render": ("lso_lightning.commands.render", "render", "turn a run directory into pictures and a report"),
     "edit": ("lso_lightning.commands.edit", "edit", "optimise your own photographs for a score"),
+    "generate": ("lso_lightning.commands.generate", "generate", "make pictures from a text"),
     "pack": ("datamodules.pack", "pack", "turn images into shards at the training resolution"),
     "import-scorer": ("lso_lightning.commands.import_scorer", "import_scorer", "turn published weights into a scorer"),
     "score-images": ("datamodules.score_images", "score_images", "score images by an objective, for pack and searches"),

@@ -84,7 +84,8 @@ class Diffusion(nn.Module):
         """``b`` texts -> the text encoder's last hidden states ``(b, t, d)``; warns of words that it cannot read."""
         prompts = list(prompts)
         most = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        for prompt, ids in zip(prompts, self.tokenizer(prompts, add_special_tokens=False).input_ids, strict=True):
+        words = self.tokenizer(prompts, add_special_tokens=False, verbose=False).input_ids  # not verbose: warned of here
+        for prompt, ids in zip(prompts, words, strict=True):
             lost = ["words that it does not know"] if self.tokenizer.unk_token_id in ids else []
             if len(ids) > most - 2:  # besides one that begins and one that ends it
                 lost.append(f"all after {self.tokenizer.decode(ids[: most - 2])!r}")

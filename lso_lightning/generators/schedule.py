@@ -50,7 +50,7 @@ class Schedule:
             raise UserError(f"scheduler {name}: expected one of {', '.join(SCHEDULERS)}.{near(name, SCHEDULERS)}")
         import diffusers
 
-        self.eta = eta
+        self.name, self.eta = name, eta
         try:
             # as StableDiffusionPipeline corrects old configs: a clipped image has no meaning for latents
             self._scheduler = getattr(diffusers, f"{name}Scheduler").from_config(
