@@ -21,20 +21,23 @@ from lso_lightning.networks.corruptions import Corruptions
 from lso_lightning.networks.levels import Attribute, cross_entropies
 from lso_lightning.seeding import global_stream
 
+_SCORE = "score"  #: the name of the column that is no attribute
+
 
 class AttributeClassifier(LightningModule):
     """Trains one network to tell the levels of several attributes.
 
-    A batch is a dict with ``image (b, 3, h, w)`` in [0, 1], ``key list[str]`` and ``attributes (b, k)``, whose columns
-    the data module names (``shards.attributes``); NaN is no label. A column of numbers becomes soft levels, so that the
-    expected level can be learnt exactly. Results depend on the images of a step, not on how many ranks share them.
+    A batch is a dict with ``image (b, 3, h, w)`` in [0, 1], ``key list[str]``, ``score (b,)``, ``attributes (b, k)``;
+    the data module names their columns (``shards.attributes``), NaN is no label. A column of numbers becomes soft
+    levels, so that the expected level can be learnt exactly. Results depend on the images of a step, not on how many
+    ranks share them.
 
     The loss is the mean over attributes of the mean cross entropy of the labelled samples. Each validation fits a
     temperature per attribute on all its samples; the export stores them.
 
     Args:
         backbone: config of `networks.backbones.build_backbone`: kind, widths, size, cells.
-        attributes: columns to learn, each with its `levels`, `low` and `high`, or `names`.
+        attributes: columns to learn, each with its `levels`, `low` and `high`, or `names`; `score` is the score.
         corruptions: what happens to training images, and to no others; None: nothing.
         optimizer: how to step. Biases and gains are a parameter group without weight decay.
         scheduler: how the rate changes, counted in optimiser steps; None is constant.
@@ -73,11 +76,12 @@ class AttributeClassifier(LightningModule):
         Raises:
             UserError: data without columns, an unknown one, one without labels or with values outside its range.
         """
-        shards = getattr(self.trainer.datamodule, "shards", None)  # type: ignore[attr-defined]
-        if shards is None:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not hasattr(data, "shards"):
             raise UserError("data: has no named attributes; give --data FFHQ and --data.shards, which `lso pack` wrote")
         for name, attribute in self.network.attributes.items():
-            values = shards.attribute(name)  # says which there are if there is none of the name
+            # says which columns there are if there is none of the name
+            values = data.train_data.scores.numpy() if name == _SCORE else data.shards.attribute(name)
             values = values[np.isfinite(values)]
             if not len(values):
                 raise UserError(f"model.attributes.{name}: no image has a label; leave it out")
@@ -87,11 +91,13 @@ class AttributeClassifier(LightningModule):
                     f"model.attributes.{name}: the labels run from {low:g} to {high:g}, levels were given for"
                     f" {attribute.low:g} to {attribute.top:g}; set low, high and levels, or names"
                 )
-        self._columns = [shards.attributes.index(name) for name in self.network.attributes]
+        columns = [*data.shards.attributes, _SCORE]
+        self._columns = [columns.index(name) for name in self.network.attributes]
 
     def _levels(self, batch: dict[str, Any]) -> Tensor:
         """Levels ``(b, k)`` of a batch, not rounded."""
-        columns = batch["attributes"][:, self._columns].unbind(1)
+        labels = torch.cat([batch["attributes"], batch["score"][:, None]], 1)
+        columns = labels[:, self._columns].unbind(1)
         return torch.stack(
             [one.level(column) for one, column in zip(self.network.attributes.values(), columns, strict=True)], 1
         )
