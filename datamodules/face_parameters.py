@@ -163,6 +163,22 @@ def _from_uniform(uniform: Tensor) -> Tensor:
     return torch.stack(columns, 1)
 
 
+def widen(parameters: Tensor, factor: float) -> Tensor:
+    """Move what does not belong to the face away from the middle of its range; expression and categories stay.
+
+    Args:
+        parameters: ``(n, k)``.
+        factor: of the distance from the middle, for pose, light, background and the shade of clothes.
+
+    Returns:
+        ``(n, k)``, values may lie outside their range.
+    """
+    around = [not p.names and p.group in ("pose", "light", "clothes", "background") for p in PARAMETERS]
+    middle = torch.tensor([(p.low + p.high) / 2 for p in PARAMETERS], device=parameters.device)
+    wide = middle + factor * (parameters - middle)
+    return torch.where(torch.tensor(around, device=parameters.device), wide, parameters)
+
+
 def mirror(parameters: Tensor) -> Tensor:
     """The parameters ``(n, k)`` of the horizontally flipped pictures."""
     sign = torch.tensor([-1.0 if p.mirrored else 1.0 for p in PARAMETERS], device=parameters.device)

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from datamodules.pack_chunks import Chunk, Conversion, convert, cut_faces, cut_images
+from datamodules.pack_chunks import Chunk, Conversion, Drawing, convert, cut_faces, cut_images
 from datamodules.pack_jobs import cores, in_processes
 from datamodules.pack_shards import Sample, plan_shards, write_set
 from datamodules.pack_sources import Bad, by_key, file_name, named, open_source
@@ -27,6 +27,8 @@ from lso_lightning.run_lock import only_writer
 from lso_lightning.whole_file import sync, whole_file
 
 _NOTE = "lso-pack.json"  # in the work's folder: the settings it was begun with
+# settings of the drawing that sets packed earlier do not mention
+_USUAL = Drawing()._asdict()
 _LOOK_ON = 100  # bad images more than allowed, after which there is no point in finding yet more
 
 
@@ -37,6 +39,9 @@ def pack(
     scores: Path | None = None,
     synthetic: int | None = None,
     structure: bool = False,
+    pictures_per_person: int = 1,
+    supersample: int = 1,
+    spread: float = 1.0,
     format: Literal["png", "jpg"] = "png",
     quality: int = 95,
     shards: int = 128,
@@ -56,6 +61,10 @@ def pack(
         scores: flat JSON {file name: score}; a name without an image counts as a bad image.
         synthetic: instead of a source, draw so many faces with known attributes; their score is the smile.
         structure: with synthetic, add a structure map to each face.
+        pictures_per_person: with synthetic, faces that show one person; above 1 an attribute `person` says whom, and
+            people, not images, are kept for validation.
+        supersample: with synthetic, draw so many times larger and average down, for other edges and textures.
+        spread: with synthetic, width of the ranges of pose, light, background and shade of clothes; 1 is the usual.
         format: png (exact), or jpg (about a quarter of the space, three times faster to read).
         quality: of jpg, 1 to 100.
         shards: training shards, at most one an image; validation shards come in proportion.
@@ -68,14 +77,19 @@ def pack(
         found = "neither is given" if source is None else "both are given"
         raise UserError(f"pack: expected either SOURCE OUT or --synthetic COUNT OUT, {found}")
     limits = (("size", size, MIN_SIDE, 4096), ("quality", quality, 1, 100), ("shards", shards, 1, 99999),
-              ("synthetic", synthetic, 1, 10**8), ("max_bad", max_bad, 0, math.inf))  # fmt: skip
+              ("pictures_per_person", pictures_per_person, 1, 1000), ("supersample", supersample, 1, 8),
+              # more people than that a float32 column could not tell apart
+              ("synthetic", synthetic, 1, min(10**8, pictures_per_person << 24)), ("spread", spread, 0, 2),
+              ("max_bad", max_bad, 0, math.inf))  # fmt: skip
     for name, value, least, most in limits:
         if value is not None and not least <= value <= most:
             raise UserError(f"pack --{name} {value}: expected {least} to {most}")
     if not 0 <= val < 1:
         raise UserError(f"pack --val {val}: expected a share of the images, at least 0 and below 1")
-    if source is not None and structure:
-        raise UserError("pack --structure: only synthetic faces come with structure maps; leave it out")
+    drawing = Drawing(pictures_per_person, supersample, spread)
+    special = [name for name, value in drawing._asdict().items() if value != _USUAL[name]]
+    if source is not None and (unusable := special + ["structure"] * structure):
+        raise UserError(f"pack --{unusable[0]}: for synthetic faces only; leave it out")
     table = {} if scores is None else read_scores("--scores", scores)
     if source is None and scores is not None:
         raise UserError("pack --scores: synthetic faces have a score of their own, the smile; leave it out")
@@ -85,7 +99,7 @@ def pack(
         out = out.resolve()  # a rename would not follow it, and there is room where it leads
 
     partial = out.with_name(out.name + ".partial")
-    conversion = Conversion(size, format, quality if format == "jpg" else 0, structure)
+    conversion = Conversion(size, format, quality if format == "jpg" else 0, structure, drawing)
     changed = None if source is None or not source.is_file() else source.stat().st_mtime_ns
     if source is None:
         work = _faces(partial, conversion, seed, synthetic or 0)
@@ -93,7 +107,7 @@ def pack(
         work = _images(partial, conversion, source, table)
     settings: dict[str, Any] = {
         "size": size, "format": format, "quality": conversion.quality, "shards": shards, "val": val, "seed": seed,
-        "synthetic": synthetic, "structure": structure,
+        "synthetic": synthetic, "structure": structure, **drawing._asdict(),
         "scores": None if scores is None else hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest(),
     }  # fmt: skip
     asked = {**settings, "images": work.content}
@@ -148,7 +162,8 @@ class _Work(NamedTuple):
 def _faces(folder: Path, conversion: Conversion, seed: int, count: int) -> _Work:
     from datamodules.synthetic_faces import ATTRIBUTES, MIRRORED
 
-    return _Work(folder, cut_faces(folder, conversion, seed, count), count, None, [], ATTRIBUTES, MIRRORED)
+    attributes = ATTRIBUTES if conversion.drawing.pictures_per_person == 1 else (*ATTRIBUTES, "person")
+    return _Work(folder, cut_faces(folder, conversion, seed, count), count, None, [], attributes, MIRRORED)
 
 
 def _images(folder: Path, conversion: Conversion, source: Path, scores: dict[str, float]) -> _Work:
@@ -168,7 +183,7 @@ def _packed_already(out: Path, settings: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))["settings"]
+        found = {**_USUAL, **json.loads((out / MANIFEST).read_text(encoding="utf-8"))["settings"]}
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         raise UserError(f"{out} exists and is no packed data set; give another folder, or remove it") from None
     if found != settings:

@@ -7,11 +7,13 @@ import hashlib
 import io
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -23,6 +25,14 @@ _CHUNK = 128  # images; some seconds of work at 1024 pixels
 _RENDER = 16  # faces drawn at once
 
 
+class Drawing(NamedTuple):
+    """How synthetic faces are drawn."""
+
+    pictures_per_person: int = 1  # which follow each other
+    supersample: int = 1  # drawn so many times larger and averaged down
+    spread: float = 1.0  # width of what does not belong to the face, in its usual ranges
+
+
 class Conversion(NamedTuple):
     """What images are turned into: side in pixels, `png` or `jpg`, the jpg's quality, whether with structure maps."""
 
@@ -30,6 +40,7 @@ class Conversion(NamedTuple):
     image: str
     quality: int
     structure: bool
+    drawing: Drawing = Drawing()
 
 
 @dataclass(frozen=True)
@@ -87,8 +98,9 @@ def convert(chunk: Chunk) -> dict[str, Any]:
     """Convert the images of a chunk and put the result on disk, and beside it a record.
 
     Returns:
-        The record: digest of the chunk, name and bytes of its data; samples (key, name, score, caption, attributes,
-        member; image and structure: offset, bytes, crc32); bad images; final, unless trying again may read those.
+        The record: digest of the chunk, name and bytes of its data; samples (key, unit, name, score, caption,
+        attributes, member; image and structure: offset, bytes, crc32); bad images; final, unless trying again may read
+        those. Samples of one unit belong on one side of training and validation.
     """
     record: dict[str, Any] = {"digest": chunk.digest(), "data": chunk.data.name, "samples": [], "bad": []}
     record["final"] = True
@@ -120,7 +132,8 @@ def _read(chunk: Chunk, record: dict[str, Any]) -> Iterator[tuple[dict[str, Any]
             # no permission, a network file system that hiccups: not seen in the file's size and time of change
             record["final"] &= not isinstance(error, OSError | MemoryError)
             continue
-        about = {"key": key_of(member.name), "name": file_name(member.name), "score": None}
+        key = key_of(member.name)
+        about = {"key": key, "unit": key, "name": file_name(member.name), "score": None}
         yield {**about, "caption": "", "attributes": [], "member": member[:3]}, image, None
 
 
@@ -134,20 +147,30 @@ def _draw(chunk: Chunk) -> Iterator[tuple[dict[str, Any], Tensor, Tensor | None]
     from datamodules import synthetic_faces
 
     seed, first, count = chunk.faces
+    per_person, _, spread = chunk.conversion.drawing
     smile = synthetic_faces.ATTRIBUTES.index("smile")
-    faces = synthetic_faces.sample_faces(count, seed, first=first)
+    people = torch.arange(first, first + count) // per_person
+    faces = synthetic_faces.sample_faces(count, seed, first, people)
+    if spread != 1:
+        faces = synthetic_faces.widen(faces, spread)
     for start in range(0, count, _RENDER):
         some = faces[start : start + _RENDER]
-        images = to_uint8(synthetic_faces.render(some, chunk.conversion.size))
+        images = _paint(synthetic_faces.render, some, chunk.conversion)
         structures: Sequence[Tensor | None] = [None] * len(some)
         if chunk.conversion.structure:
-            structures = list(to_uint8(synthetic_faces.structure(some, chunk.conversion.size)))
+            structures = list(_paint(synthetic_faces.structure, some, chunk.conversion))
         for i, caption in enumerate(synthetic_faces.captions(some)):
-            key = f"{first + start + i:08d}"
+            key, person = f"{first + start + i:08d}", int(people[start + i])
+            unit, shown = (key, []) if per_person == 1 else (f"person {person}", [float(person)])
             # the score of a synthetic face is its smile, from -1 to 1
-            about = {"key": key, "name": f"{key}.png", "score": some[i, smile].item()}
-            told = {"caption": caption, "attributes": some[i].tolist(), "member": []}
+            about = {"key": key, "unit": unit, "name": f"{key}.png", "score": some[i, smile].item()}
+            told = {"caption": caption, "attributes": some[i].tolist() + shown, "member": []}
             yield about | told, images[i], structures[i]
+
+
+def _paint(painter: Callable[[Tensor, int], Tensor], faces: Tensor, conversion: Conversion) -> Tensor:
+    times = conversion.drawing.supersample
+    return to_uint8(F.avg_pool2d(painter(faces, times * conversion.size), times))
 
 
 def _encode(image: Tensor, conversion: Conversion) -> bytes:

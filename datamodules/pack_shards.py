@@ -31,9 +31,14 @@ class Shard(NamedTuple):
     samples: list[Sample]
 
 
-def split_of(key: str, val: float) -> str:
-    """`train` or, for a share `val`, `val`, by the key alone: an image keeps its side whatever is added to the data."""
-    return "val" if _hash(key) < val else "train"
+def split_of(unit: str, val: float) -> str:
+    """`train` or, for a share `val`, `val`, by the unit alone: it keeps its side whatever is added to the data.
+
+    Args:
+        unit: key of an image, or the person whom several images show.
+        val: share of validation.
+    """
+    return "val" if _hash(unit) < val else "train"
 
 
 def _hash(text: str) -> float:
@@ -47,12 +52,12 @@ def plan_shards(samples: list[Sample], count: int, val: float, seed: int) -> lis
     Args:
         samples: all of them.
         count: training shards; fewer where there are fewer training samples. Validation shards are about as large.
-        val: share of validation images.
+        val: share of validation units.
         seed: of the order.
     """
     parts: dict[str, list[Sample]] = {"train": [], "val": []}
     for sample in sorted(samples, key=lambda sample: (_hash(f"{seed}:{sample['key']}"), sample["key"])):
-        parts[split_of(sample["key"], val)].append(sample)
+        parts[split_of(sample["unit"], val)].append(sample)
     train = min(count, len(parts["train"]))
     counts = {"train": train, "val": max(1, round(train * len(parts["val"]) / max(1, len(parts["train"]))))}
     planned = []

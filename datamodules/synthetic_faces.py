@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from datamodules.face_captions import captions
-from datamodules.face_parameters import ATTRIBUTES, MIRRORED, PARAMETERS, Parameter, mirror, sample_faces
+from datamodules.face_parameters import ATTRIBUTES, MIRRORED, PARAMETERS, Parameter, mirror, sample_faces, widen
 from datamodules.face_renderer import paint_faces
 from datamodules.face_structure import draw_structure
 from lso_lightning.errors import UserError
@@ -24,6 +24,7 @@ from lso_lightning.images import MIN_SIDE
 
 __all__ = [
     "ATTRIBUTES", "MIRRORED", "PARAMETERS", "Parameter", "captions", "mirror", "render", "sample_faces", "structure",
+    "widen",
 ]  # fmt: skip
 
 _PIXELS = 1 << 17  # painted at once: what fits a processor's cache

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import sys
 import tarfile
 import zlib
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
-import datamodules
+import datamodules.synthetic_faces as faces
 from datamodules.pack_jobs import in_processes
 from datamodules.pack_shards import split_of
 from datamodules.pack_sources import key_of
@@ -274,7 +273,9 @@ def test_rectangles_are_cropped_and_turned_upright(tmp_path: Path) -> None:
         (["SRC", "OUT", "--shards=0"], "--shards 0: expected 1"),
         (["SRC", "OUT", "--quality=101"], "expected 1 to 100"),
         (["SRC", "OUT", "--max-bad=-1"], "--max_bad -1"),
-        (["SRC", "OUT", "--structure=true"], "only synthetic"),
+        (["SRC", "OUT", "--structure=true"], "for synthetic faces only"),
+        (["SRC", "OUT", "--spread=1.5"], "--spread: for synthetic faces only"),
+        (["OUT", "--synthetic=3", "--supersample=9"], "--supersample 9: expected 1 to 8"),
         (["OUT", "--synthetic=3", "--scores=none.json"], "not a readable JSON"),
         (["SRC", "OUT", "--scores=none.json"], "not a readable JSON"),
         (["nowhere", "OUT"], "no such file or folder"),
@@ -299,39 +300,7 @@ def test_words_may_stand_anywhere_and_three_are_too_many(photos: Path, tmp_path:
     assert "lso pack SOURCE OUT [options]" in capsys.readouterr().out
 
 
-class ToyFaces:
-    """Stands in for datamodules.synthetic_faces: gray pictures, a smile and a gaze."""
-
-    ATTRIBUTES, MIRRORED = ("gaze", "smile"), ("gaze",)
-
-    @staticmethod
-    def sample_faces(count: int, seed: int, first: int = 0) -> Tensor:
-        numbers = torch.arange(first, first + count)
-        return torch.stack([(numbers * 7 + seed) % 10 / 10, numbers / 100 - 0.5], 1)
-
-    @staticmethod
-    def render(params: Tensor, size: int) -> Tensor:
-        return (params[:, :1] / 2 + 0.2)[..., None, None].expand(-1, 3, size, size)
-
-    @staticmethod
-    def structure(params: Tensor, size: int) -> Tensor:
-        return (params[:, 1:] + 0.5)[..., None, None].expand(-1, 1, size, size)
-
-    @staticmethod
-    def captions(params: Tensor) -> list[str]:
-        return [f"looks {gaze:.1f}" for gaze in params[:, 0].tolist()]
-
-
-@pytest.fixture(params=["toy", "drawn"])
-def faces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    if request.param == "drawn":
-        return pytest.importorskip("datamodules.synthetic_faces")
-    monkeypatch.setitem(sys.modules, "datamodules.synthetic_faces", ToyFaces)
-    monkeypatch.setattr(datamodules, "synthetic_faces", ToyFaces, raising=False)
-    return ToyFaces
-
-
-def test_synthetic_faces_are_packed_with_labels(faces: Any, tmp_path: Path, capsys) -> None:
+def test_synthetic_faces_are_packed_with_labels(tmp_path: Path, capsys) -> None:
     out = tmp_path / "faces"
     pack("--synthetic", 20, out, "--structure=true", "--shards=2", "--seed=3", "--val=0.2")
     shards = ShardSet(out)
@@ -348,3 +317,38 @@ def test_synthetic_faces_are_packed_with_labels(faces: Any, tmp_path: Path, caps
     assert "scores: -" in capsys.readouterr().out
     pack("--synthetic", 20, tmp_path / "again", "--structure=true", "--shards=2", "--seed=3", "--val=0.2")
     assert content(out) == content(tmp_path / "again")
+
+
+def test_people_keep_to_one_side_and_are_named(tmp_path: Path) -> None:
+    pack("--synthetic", 64, tmp_path / "people", "--pictures_per_person=4", "--shards=2", "--seed=3", "--val=0.3")
+    shards = ShardSet(tmp_path / "people")
+    assert shards.attributes == [*faces.ATTRIBUTES, "person"]
+    person = shards.attribute("person").astype(int)
+    assert [int(key) // 4 for key in shards.table["key"]] == list(person)
+    train, val = (set(person[shards.rows(split)]) for split in ("train", "val"))
+    assert train and val and not train & val and train | val == set(range(16))
+    order = [int(key) for key in shards.table["key"]]
+    drawn = faces.sample_faces(64, 3, identities=torch.arange(64) // 4)[order]
+    assert torch.equal(torch.from_numpy(shards.attribute_table()[:, :-1]), drawn)
+
+
+def test_other_drawings_are_noted_and_older_sets_were_drawn_as_usual(tmp_path: Path, capsys) -> None:
+    out, usual = tmp_path / "judge", tmp_path / "usual"
+    pack("--synthetic", 4, out, "--supersample=2", "--spread=1.5", "--val=0", "--structure=true")
+    settings = manifest(out)["settings"]
+    assert (settings["supersample"], settings["spread"]) == (2, 1.5)
+    shards = ShardSet(out)
+    drawn = faces.widen(faces.sample_faces(4, 0), 1.5)[[int(key) for key in shards.table["key"]]]
+    assert torch.equal(torch.from_numpy(shards.attribute_table()), drawn)
+    for structure, painter in ((False, faces.render), (True, faces.structure)):
+        found = read_image(ShardReader(out).read(shards.place(0, structure), "key")).float() / 255
+        assert (found - F.avg_pool2d(painter(drawn[:1], 32), 2)[0]).abs().max() < 0.01
+
+    pack("--synthetic", 4, usual, "--val=0")
+    told = manifest(usual)
+    for name in ("pictures_per_person", "supersample", "spread"):
+        del told["settings"][name]
+    (usual / "manifest.json").write_text(json.dumps(told))
+    pack("--synthetic", 4, usual, "--val=0")
+    assert "nothing to do" in capsys.readouterr().out
+    assert "--spread 1.0 instead of 1.5" in refused(capsys, "--synthetic", 4, usual, "--val=0", "--spread=1.5")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules.synthetic_faces import ATTRIBUTES, MIRRORED, PARAMETERS, mirror, render, sample_faces, structure
+from datamodules.synthetic_faces import ATTRIBUTES, MIRRORED, PARAMETERS, mirror, render, sample_faces, structure, widen
 from lso_lightning.errors import UserError
 
 IDENTITY = torch.tensor([p.group == "identity" for p in PARAMETERS])
@@ -83,6 +83,18 @@ def test_one_person_keeps_geometry_skin_and_hair() -> None:
     assert torch.equal(sample_faces(8, seed=0)[[7, 2]][:, IDENTITY], own[:2])
     with pytest.raises(UserError, match="2 numbers for 3 faces"):
         sample_faces(3, seed=0, identities=people[:2])
+
+
+def test_widening_moves_what_does_not_belong_to_the_face() -> None:
+    faces = sample_faces(200, seed=3)
+    wide = widen(faces, 1.5)
+    moved = {name for name, changes in zip(ATTRIBUTES, (wide != faces).any(0), strict=True) if changes}
+    groups = {p.group for p in PARAMETERS if p.name in moved}
+    assert groups == {"pose", "light", "clothes", "background"}
+    assert not any(p.names for p in PARAMETERS if p.name in moved)
+    i = column("light_contrast")
+    assert torch.allclose(wide[:, i] - 0.6, 1.5 * (faces[:, i] - 0.6), atol=1e-6)
+    assert torch.equal(wide[:, column("smile")], faces[:, column("smile")])
 
 
 def test_mirrored_parameters_flip_the_picture() -> None:
