@@ -1,4 +1,4 @@
-"""The few collectives a search needs; on one process each is the identity."""
+"""The few collectives that searches and trainings need; on one process each is the identity."""
 
 from __future__ import annotations
 
@@ -28,6 +28,35 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if is_distributed():
         dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
     return tensor
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """Rows of all ranks, for a loss that compares each with every other; ranks may have different numbers of them.
+
+    Where all ranks compute the same loss of the result, the gradients that DDP averages are those that one rank with
+    all rows would have.
+
+    Args:
+        rows: this rank's, ``(b, ...)``.
+
+    Returns:
+        ``(B, ...)`` in the order of the ranks; a gradient flows into this rank's rows only.
+    """
+    if not is_distributed():
+        return rows
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    counts = torch.zeros(ranks, dtype=torch.long, device=rows.device)
+    counts[rank] = len(rows)
+    first = int(sum_over_ranks(counts)[:rank].sum())
+    last = first + len(rows)
+    everyone = rows.new_zeros(int(counts.sum()), *rows.shape[1:])
+    everyone[first:last] = rows.detach()
+    sum_over_ranks(everyone)
+    own = rows.view_as(rows)
+    if own.requires_grad:
+        # no other rank knows a gradient of these rows, and DDP will divide it by the number of ranks
+        own.register_hook(lambda gradient: gradient * ranks)
+    return torch.cat([everyone[:first], own, everyone[last:]])
 
 
 def together(work: Callable[[], T]) -> T:
