@@ -10,10 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datamodules.ffhq import FFHQ
+    from datamodules.identity_pairs import IdentityPairs
     from datamodules.start_images import StartImages
 
-__all__ = ["FFHQ", "StartImages"]
-_HOMES = {"FFHQ": "datamodules.ffhq", "StartImages": "datamodules.start_images"}
+__all__ = ["FFHQ", "IdentityPairs", "StartImages"]
+_HOMES = {
+    "FFHQ": "datamodules.ffhq",
+    "IdentityPairs": "datamodules.identity_pairs",
+    "StartImages": "datamodules.start_images",
+}
 
 
 def __getattr__(name: str) -> Any:

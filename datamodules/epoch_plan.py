@@ -30,6 +30,26 @@ def epoch_order(shards: np.ndarray, seed: int, epoch: int, window: int) -> np.nd
     return np.lexsort((torch.rand(len(shards), generator=random, dtype=torch.float64).numpy(), place // window))
 
 
+def pair_order(people: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """Order of one epoch of pairs: each person's samples are paired at random, and the pairs shuffled.
+
+    Args:
+        people: ``(n,)`` whom each selected sample shows.
+        seed: of the run.
+        epoch: from 0.
+
+    Returns:
+        ``(2 m,)`` of ``0..n-1``, each at most once: partners are neighbours. Of an odd number of samples of a person,
+        one that changes from epoch to epoch is left out.
+    """
+    random = generator(seed, "pairs", epoch)
+    order = np.lexsort((torch.rand(len(people), generator=random, dtype=torch.float64).numpy(), people))
+    _, first, count = np.unique(people[order], return_index=True, return_counts=True)
+    place = np.arange(len(people)) - np.repeat(first, count)
+    pairs = order[place < np.repeat(count // 2 * 2, count)].reshape(-1, 2)
+    return pairs[torch.randperm(len(pairs), generator=random).numpy()].ravel()
+
+
 class TrainBatches(Sequence[np.ndarray]):
     """The batches of one rank in one epoch: equally many and equally large on every rank; the remainder is left out.
 

@@ -163,15 +163,13 @@ class FFHQ(L.LightningDataModule):
         Raises:
             UserError: fewer images than one step needs.
         """
-        step = self.batch_size * self._ranks()[1]
-        if len(self.train_rows) < step:
+        step, length = self.batch_size * self._ranks()[1], len(self.train_batches(0))
+        if not length:
             raise UserError(
                 f"data.batch_size: one step needs {self.batch_size} x {self._ranks()[1]} ranks = {step} images, but"
                 f" {self.folder} has {len(self.train_rows)} training images {self._said()}"
             )
-        loader = EpochLoader(
-            self.train_data, self.train_batches, len(self.train_rows) // step, self._position, self.workers
-        )
+        loader = EpochLoader(self.train_data, self.train_batches, length, self._position, self.workers)
         return self._in_use("train", loader)
 
     def val_dataloader(self) -> EpochLoader | list[Any]:

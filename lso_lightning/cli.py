@@ -22,6 +22,7 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 import datamodules.ffhq
+import datamodules.identity_pairs
 import datamodules.start_images  # noqa: F401  (importing makes short class names resolve)
 import lso_lightning.models  # noqa: F401
 from callbacks.checkpoints import BestCheckpoint, LastCheckpoint
