@@ -65,7 +65,7 @@ def generate(
     rows = [{"file": f"{row:04d}.png", "row": row, "seed": seed} for row in range(count)]
     (out / "settings.json").write_text(json.dumps({"asked": asked, "found": found, "pictures": rows}, indent=2) + "\n")
     pictures = []
-    with torch.no_grad():
+    with torch.inference_mode():
         for batch in tqdm(torch.arange(count).split(batch_size), unit="batch", disable=count <= batch_size):
             latents = diffusion.sample(diffusion.noise(batch, seed, size), text, without, rows=batch, seed=seed)
             pictures.append(to_uint8(diffusion.decode(latents)))

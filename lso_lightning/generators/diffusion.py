@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from lso_lightning.errors import UserError
 from lso_lightning.generators.autoencoder import Autoencoder
 from lso_lightning.generators.pretrained import load_text_encoder, load_unet
+from lso_lightning.generators.recompute import recomputed
 from lso_lightning.generators.schedule import Schedule
 from lso_lightning.generators.shipped import folder_of
 from lso_lightning.seeding import generator
@@ -22,7 +22,7 @@ from lso_lightning.weights import weights_id
 class Diffusion(nn.Module):
     """A frozen text-to-image pipeline: the miniature, Stable Diffusion 1.5 or 2.1, or a finetuned one.
 
-    Gradients flow from the latents to noise, text embeddings and whatever is put into the U-Net.
+    Gradients flow from the latents to noise, text embeddings, guidance and the weights of the U-Net that need one.
 
     Args:
         folder: pipeline folder of diffusers (``unet/``, ``text_encoder/``, ``tokenizer/``, ``scheduler/``, ``vae/``),
@@ -84,7 +84,7 @@ class Diffusion(nn.Module):
         """``b`` texts -> the text encoder's last hidden states ``(b, t, d)``; warns of words that it cannot read."""
         prompts = list(prompts)
         most = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        words = self.tokenizer(prompts, add_special_tokens=False, verbose=False).input_ids  # not verbose: warned of here
+        words = self.tokenizer(prompts, add_special_tokens=False, verbose=False).input_ids
         for prompt, ids in zip(prompts, words, strict=True):
             lost = ["words that it does not know"] if self.tokenizer.unk_token_id in ids else []
             if len(ids) > most - 2:  # besides one that begins and one that ends it
@@ -140,43 +140,42 @@ class Diffusion(nn.Module):
             raise UserError("sample rows: none given, but the steps of this scheduler draw noise for each")
         generators = [generator(seed, "steps", int(row)) for row in ([] if rows is None else rows)]
         scheduler, options = self.schedule.start(generators)
-        predict = self._predictor(len(noise), text, unconditional, guidance)
+        predict, conditions = self._conditioned(len(noise), text, unconditional, guidance)
+        trained = [weight for weight in self.unet.parameters() if weight.requires_grad]  # of an adapter, say
         first = len(self.timesteps) - (self.gradient_steps or len(self.timesteps))
         differentiable = torch.is_grad_enabled()
         latents = noise * scheduler.init_noise_sigma
         for i, (t, t_there) in enumerate(zip(scheduler.timesteps, self.timesteps, strict=True)):
             with torch.set_grad_enabled(differentiable and i >= first):
-                inputs = scheduler.scale_model_input(latents, t)
-                if self.checkpointing and torch.is_grad_enabled():
-                    # of the U-Net only: a scheduler's step changes the scheduler and must happen once
-                    output = checkpoint(predict, inputs, t_there, use_reentrant=False, preserve_rng_state=False)
-                else:
-                    output = predict(inputs, t_there)
+                inputs = (scheduler.scale_model_input(latents, t), t_there, *conditions)
+                # of the U-Net only: a scheduler's step changes the scheduler and must happen once
+                output = recomputed(predict, inputs, trained) if self.checkpointing else predict(*inputs)
                 latents = scheduler.step(output, t, latents, **options, return_dict=False)[0]
         return latents
 
-    def _predictor(
+    def _conditioned(
         self, count: int, text: Tensor, unconditional: Tensor | None, guidance: Tensor | None
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """The U-Net with its conditions bound: latents ``(b, c, h, w)``, timestep -> output, float32."""
+    ) -> tuple[Callable[..., Tensor], tuple[Tensor, Tensor]]:
+        """A function of latents ``(b, c, h, w)``, a timestep and conditions, and these conditions."""
         text, distilled = text.expand(count, -1, -1), self.unet.config["time_cond_proj_dim"]
+        guided = not distilled and (guidance is not None or self.guidance > 1)
+        weight = text.new_full((count,), self.guidance) if guidance is None else guidance
         if distilled:  # it has learnt what guidance does and is told the weight (Meng et al. 2022, 2210.03142)
             from diffusers.models.embeddings import get_timestep_embedding
 
-            weights = text.new_full((count,), self.guidance) if guidance is None else guidance
-            told = get_timestep_embedding(1000 * (weights - 1), distilled)
-            return lambda latents, t: self.unet(latents, t, text, timestep_cond=told).sample.float()
-        if guidance is None and self.guidance <= 1:
-            return lambda latents, t: self.unet(latents, t, text).sample.float()
-        weight = self.guidance if guidance is None else guidance.clamp(min=1).view(-1, 1, 1, 1)
-        unconditional = self.encode_text([""]) if unconditional is None else unconditional
-        both = torch.cat([unconditional.expand(count, -1, -1), text])
+            weight = get_timestep_embedding(1000 * (weight - 1), distilled)
+        if guided:
+            unconditional = self.encode_text([""]) if unconditional is None else unconditional
+            text = torch.cat([unconditional.expand(count, -1, -1), text])
+            weight = weight.clamp(min=1).view(-1, 1, 1, 1)
 
-        def guided(latents: Tensor, t: Tensor) -> Tensor:
-            without, along = self.unet(torch.cat([latents, latents]), t, both).sample.float().chunk(2)
+        def predict(latents: Tensor, t: Tensor, text: Tensor, weight: Tensor) -> Tensor:
+            if not guided:
+                return self.unet(latents, t, text, timestep_cond=weight if distilled else None).sample.float()
+            without, along = self.unet(torch.cat([latents, latents]), t, text).sample.float().chunk(2)
             return without + weight * (along - without)
 
-        return guided
+        return predict, (text, weight)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``(b, c, h, w)`` -> images ``(b, 3, h*f, w*f)`` in [0, 1] on the 8-bit grid, differentiable."""
