@@ -9,6 +9,7 @@ from callbacks.image_grid import ImageGrid
 from callbacks.progress import RoundProgress
 from callbacks.reconstructions import Reconstructions
 from callbacks.resume_position import ResumePosition
+from callbacks.samples import Samples
 
 __all__ = [
     "EMA",
@@ -21,4 +22,5 @@ __all__ = [
     "Reconstructions",
     "ResumePosition",
     "RoundProgress",
+    "Samples",
 ]

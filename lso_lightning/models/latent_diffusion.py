@@ -1,0 +1,253 @@
+"""A U-Net that makes the latents of pictures from noise and text: trained from scratch, or finetuned.
+
+Noise, timesteps and dropped texts of a sample are drawn from (seed, step, key of the sample): the same on any rank, in
+any batch, after any resume.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lso_lightning.distributed import together
+from lso_lightning.errors import UserError
+from lso_lightning.generators import Autoencoder
+from lso_lightning.generators.text_encoder import TextEncoder
+from lso_lightning.models.latent_cache import LatentCache, cached_latents
+from lso_lightning.models.pipeline_folder import build_noise, build_unet, export_pipeline
+from lso_lightning.networks import Frozen
+from lso_lightning.networks.diffusion_loss import DiffusionLoss
+from lso_lightning.seeding import generator
+
+_QUARTERS = 4  # of the timesteps; each is measured by itself
+
+
+class LatentDiffusion(LightningModule):
+    """Trains the U-Net of a latent diffusion model on pictures and their captions (Rombach et al. 2022, 2112.10752).
+
+    A batch is a dict with ``key list[str]``, ``caption list[str]`` and ``image (b, 3, h, w)`` in [0, 1]; with a `cache`
+    ``mirrored (b,)`` bool instead of the image.
+
+    Args:
+        autoencoder: folder of the autoencoder whose latents are learnt; None: that of `folder`.
+        text: folder with ``text_encoder/`` and ``tokenizer/``; None: that of `folder`.
+        folder: pipeline folder whose U-Net is finetuned.
+        architecture: instead of `folder`: config of a ``UNet2DConditionModel``, trained from random weights. Channels
+            and width of the text are filled in.
+        prediction: what the U-Net learns to tell, `epsilon` (noise) or `v_prediction` (velocity); None: as `folder`
+            does, `epsilon` without one.
+        noise: settings of diffusers' ``DDIMScheduler``: levels to train at, and how an export samples. Over those of
+            `folder`, or Stable Diffusion's.
+        guidance_dropout: chance that a sample's text is the empty one, which guidance needs (Ho & Salimans 2022,
+            2207.12598).
+        min_snr_gamma: bound on how much errors at low noise count, usually 5; None: no weights.
+        gradient_checkpointing: recompute activations in the backward pass: a third slower, a fraction of the memory.
+        optimizer: how to step.
+        scheduler: how the rate changes, counted in optimiser steps; None is constant.
+        cache: folder for the latents of the data set, encoded once before the first step; None: each step encodes.
+        seed: of first weights, noise, timesteps and dropped texts.
+
+    Raises:
+        UserError: settings that contradict each other, an unusable folder or architecture.
+    """
+
+    monitor, mode = "val/loss", "min"
+    autoencoder: Any  #: `Autoencoder` in `Frozen`
+    text: Any  #: `TextEncoder` in `Frozen`
+
+    def __init__(
+        self,
+        autoencoder: str | None = None,
+        text: str | None = None,
+        folder: str | None = None,
+        architecture: dict[str, Any] | None = None,
+        prediction: Literal["epsilon", "v_prediction"] | None = None,
+        noise: dict[str, Any] | None = None,
+        guidance_dropout: float = 0.1,
+        min_snr_gamma: float | None = None,
+        gradient_checkpointing: bool = False,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        cache: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= guidance_dropout <= 1:
+            raise UserError(f"model.guidance_dropout: {guidance_dropout}, expected a chance between 0 and 1")
+        if min_snr_gamma is not None and not min_snr_gamma > 0:
+            raise UserError(f"model.min_snr_gamma: {min_snr_gamma}, expected more than 0, or null")
+        for name, value in (("autoencoder", autoencoder), ("text", text)):
+            if value is None and folder is None:
+                raise UserError(f"model.{name}: none given, and no model.folder that has one")
+        self.autoencoder = Frozen(Autoencoder(autoencoder or str(folder)))
+        self.text = Frozen(TextEncoder(text or str(folder)))
+        channels = self.autoencoder.network.channels
+        self.unet = build_unet(
+            folder, architecture, seed, in_channels=channels, out_channels=channels,
+            cross_attention_dim=self.text.network.width,
+        ).train()  # fmt: skip
+        if gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        self.noise = build_noise(folder, noise, prediction)
+        self.loss = DiffusionLoss(self.noise.alphas_cumprod, self.noise.config.prediction_type, min_snr_gamma)
+        self.guidance_dropout, self.seed = guidance_dropout, seed
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.cache = None if cache is None else Path(cache)
+        self.needs_images = cache is None  #: asked by FFHQ
+        self._cached: LatentCache | None = None
+        self._frozen_ids = {"autoencoder": self.autoencoder.network.weights_id(),
+                            "text": self.text.network.weights_id()}  # fmt: skip
+        self.val_loss = MeanMetric()
+        self.val_quarters: Any = nn.ModuleList(MeanMetric() for _ in range(_QUARTERS))
+
+    # ---- latents, noise and predictions -----------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        if self.trainer.precision not in ("32-true", "bf16-mixed"):  # a scaled loss hides NaNs from the check below
+            raise UserError(f"--trainer.precision {self.trainer.precision}: expected 32-true or bf16-mixed")
+        self._open_cache()
+
+    def on_validation_start(self) -> None:
+        self._open_cache()
+
+    def _open_cache(self) -> None:
+        cache = self.cache
+        if cache is not None and self._cached is None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self._cached = together(lambda: cached_latents(cache, data, self.autoencoder.network))
+
+    @torch.no_grad()
+    def _latents(self, batch: dict[str, Any]) -> Tensor:
+        """Latents of a batch ``(b, c, h, w)``, as the U-Net sees them."""
+        if self._cached is not None:
+            return self._cached(batch["key"], batch["mirrored"]).to(self.device)
+        autoencoder, side = self.autoencoder.network, batch["image"].shape[-1]
+        if side % autoencoder.factor:
+            raise UserError(
+                f"data: images of {side} pixels, the autoencoder needs a multiple of {autoencoder.factor}; pack them"
+                " again with another --size"
+            )
+        return autoencoder.encode(batch["image"])
+
+    def _draw(self, purpose: str, keys: Sequence[str], like: Tensor, *position: int) -> tuple[Tensor, Tensor]:
+        """Random numbers of each sample, the same on whatever rank it is.
+
+        Returns:
+            Two numbers in [0, 1) ``(b, 2)`` on the CPU, and N(0, 1) ``(b, c, h, w)``.
+        """
+        streams = [generator(self.seed, purpose, *position, zlib.crc32(key.encode())) for key in keys]
+        chances = torch.stack([torch.rand(2, generator=stream) for stream in streams])
+        noise = torch.stack([torch.randn(like.shape[1:], generator=stream) for stream in streams])
+        return chances, noise.to(like.device)
+
+    def _errors(self, latents: Tensor, noise: Tensor, place: Tensor, text: Tensor) -> Tensor:
+        """Weighed errors ``(b,)`` of the U-Net at places ``(b,)`` in [0, 1) of the range of timesteps."""
+        timesteps = (place * len(self.loss.alphas_cumprod)).long().to(latents.device)
+        predicted = self.unet(self.loss.noisy(latents, noise, timesteps), timesteps, text).sample
+        return self.loss(predicted, latents, noise, timesteps)
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        latents = self._latents(batch)
+        chances, noise = self._draw("diffusion", batch["key"], latents, self.trainer.global_step)
+        dropped = (chances[:, 1] < self.guidance_dropout).tolist()
+        captions = ["" if drop else caption for drop, caption in zip(dropped, batch["caption"], strict=True)]
+        loss = self._errors(latents, noise, chances[:, 0], self.text(captions)).mean()
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        norm = nn.utils.get_total_norm([weight.grad for weight in self.unet.parameters() if weight.grad is not None])
+        # here gradients are averaged, so that all ranks stop together, and before the step has spoilt any weight
+        if not norm.isfinite():
+            raise UserError(
+                f"optimiser step {self.trainer.global_step}: the gradient is not finite, no weight was changed. Go on"
+                " with --ckpt_path last and a lower --model.optimizer.lr, --trainer.gradient_clip_val 1 or"
+                " --trainer.precision 32-true; a picture of NaNs does it, too"
+            )
+        self.log("train/gradient_norm", norm)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.unet.parameters())
+        if self.scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"},
+        }
+
+    # ---- validation and samples -------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: dict[str, Any], index: int) -> None:
+        latents = self._latents(batch)
+        text = self.text(batch["caption"])
+        # the same at each validation, and one timestep in each quarter: two validations differ by the weights only
+        chances, noise = self._draw("validation", batch["key"], latents)
+        for quarter, metric in enumerate(self.val_quarters):
+            errors = self._errors(latents, noise, (quarter + chances[:, 0]) / _QUARTERS, text)
+            metric.update(errors)
+            self.val_loss.update(errors)
+            self.log(f"val/loss_quarter_{quarter + 1}", metric, batch_size=len(latents))
+        self.log("val/loss", self.val_loss, prog_bar=True, batch_size=len(latents))
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], seed: int = 0, steps: int = 30, guidance: float = 3.0) -> Tensor:
+        """Pictures of prompts by the present weights, with DDIM.
+
+        Args:
+            prompts: ``b`` texts.
+            seed: of the noise, which is that of rows 0, 1 ... of `lso_lightning.generators.Diffusion`.
+            steps: calls of the U-Net.
+            guidance: weight of the text against the empty one; 1 is none.
+
+        Returns:
+            Images ``(b, 3, h, w)`` in [0, 1] on the 8-bit grid.
+        """
+        autoencoder, side = self.autoencoder.network, self.unet.config.sample_size
+        shape = (autoencoder.channels, side, side)
+        latents = torch.stack([torch.randn(shape, generator=generator(seed, "noise", row))
+                               for row in range(len(prompts))]).to(self.device)  # fmt: skip
+        text = self.text(["" for _ in prompts] + list(prompts))
+        scheduler = type(self.noise).from_config(self.noise.config)
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            without, along = self.unet(latents.repeat(2, 1, 1, 1), t.to(self.device), text).sample.chunk(2)
+            latents = scheduler.step(without + guidance * (along - without), t, latents).prev_sample
+        return autoencoder.decode(latents)
+
+    # ---- checkpoints and export -------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["frozen"] = dict(self._frozen_ids)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        then, now = ({(name, tuple(weight.shape)) for name, weight in state.items()}
+                     for state in (checkpoint["state_dict"], self.state_dict()))  # fmt: skip
+        frozen = checkpoint.get("frozen", {})
+        different = [name for name, found in self._frozen_ids.items() if frozen.get(name) != found]
+        if different := different + ["U-Net"] * (then != now):
+            raise UserError(
+                f"resume: the checkpoint has another {' and '.join(different)} than the configuration; start a new run,"
+                " with --model.folder at the export of this one"
+            )
+
+    def export(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Write a pipeline folder, which `Diffusion` and StableDiffusionPipeline read.
+
+        Args:
+            folder: where to.
+            state: a state dict of this module, of now or averaged.
+        """
+        prefix = "unet."
+        weights = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
+        network, text = self.autoencoder.network.network, self.text.network
+        export_pipeline(folder, self.unet, weights, network, text, self.noise)
