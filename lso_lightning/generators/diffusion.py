@@ -127,7 +127,7 @@ class Diffusion(nn.Module):
             text: ``(b, t, d)``, or ``(1, t, d)`` for all rows.
             unconditional: what guidance leads away from, ``(b, t, d)`` or ``(1, t, d)``; None: an empty text.
             guidance: ``(b,)``, instead of the same for all rows.
-            rows: ``b`` integers; needed by schedulers whose steps draw noise.
+            rows: ``b`` integers; needed by schedulers whose steps draw noise (on the CPU: the same for any device).
             seed: of that noise.
 
         Returns:

@@ -46,7 +46,8 @@ def _cut(path: str) -> Callable[[Path], object]:
 def _other_latents(folder: Path) -> None:
     import diffusers
 
-    diffusers.AutoencoderKL(latent_channels=2, block_out_channels=(4,), norm_num_groups=2).save_pretrained(folder / "vae")
+    other = diffusers.AutoencoderKL(latent_channels=2, block_out_channels=(4,), norm_num_groups=2)
+    other.save_pretrained(folder / "vae")
 
 
 @pytest.mark.parametrize(
