@@ -63,6 +63,12 @@ def compare_people(embeddings: Tensor, people: Tensor) -> dict[str, float]:
     }
 
 
+def _people(batch: dict[str, Any]) -> Tensor:
+    if "person" not in batch:
+        raise UserError("data: does not say who is in the pictures; give --data IdentityPairs")
+    return batch["person"]
+
+
 class Identity(LightningModule):
     """Trains one network to embed pictures of one person near each other.
 
@@ -115,12 +121,10 @@ class Identity(LightningModule):
             raise UserError(f"--trainer.precision {self.trainer.precision}: expected 32-true or bf16-mixed")
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
-        if "person" not in batch:
-            raise UserError("data: does not say who is in the pictures; give --data IdentityPairs")
-        images = batch["image"]
+        images, people = batch["image"], _people(batch)
         if self.corruptions is not None:
             images = self.corruptions(images, batch["key"], self.seed, self.trainer.global_step)
-        embeddings, people = gather_with_gradient(self(images)), gather_with_gradient(batch["person"])
+        embeddings, people = gather_with_gradient(self(images)), gather_with_gradient(people)
         with torch.autocast(images.device.type, enabled=False):
             loss = supervised_contrastive(embeddings, people, self.temperature)
         if not loss.isfinite():  # the same on all ranks, so that all stop
@@ -147,7 +151,7 @@ class Identity(LightningModule):
     # ---- validation and export --------------------------------------------------------------------------------------
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
-        self._seen.append((self(batch["image"]), batch["person"]))
+        self._seen.append((self(batch["image"]), _people(batch)))
 
     def on_validation_epoch_end(self) -> None:
         embeddings, people = (gather_with_gradient(torch.cat(rows)) for rows in zip(*self._seen, strict=True))
