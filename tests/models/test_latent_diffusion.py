@@ -16,7 +16,7 @@ from lso_lightning.generators import Diffusion
 from lso_lightning.models import LatentDiffusion
 from tests.datamodules.packed import pack_by_hand
 from tests.factories import tiny_autoencoder, tiny_pipeline
-from tests.fits import learnt, load, same
+from tests.fits import QUIET, learnt, load, main, same
 from tests.models.diffusion_toys import Captioned, fit
 from tests.models.toys import sgd, weights
 
@@ -249,3 +249,44 @@ def test_mistakes_of_runs(run: Path, folder: Path, capsys: Any) -> None:
     for wrong in ({"prompts": []}, {"prompts": ["a"], "count": 0}):
         with pytest.raises(UserError, match="Samples: "):
             Samples(**wrong)  # type: ignore[arg-type]
+
+
+# ---- shipped configs ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def painter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of the full number of steps would cost more than the rest."""
+    sample = LatentDiffusion.sample
+    monkeypatch.setattr(LatentDiffusion, "sample", lambda self, prompts, **_: sample(self, prompts, steps=1))
+
+
+@pytest.mark.usefixtures("painter")
+def test_finetuning(run: Path, folder: Path, packed: Path) -> None:
+    main([
+        "fit", "--config=train/latent_diffusion", f"--model.folder={folder}", f"--data.shards={packed}", *QUIET,
+        f"--trainer.default_root_dir={run}", f"--model.cache={run}", "--data.workers=0", "--trainer.max_epochs=1",
+        "--trainer.precision=32-true",
+    ])  # fmt: skip
+    assert Diffusion(str(run / "export")).schedule.timesteps.shape == (50,) and list(run.glob("latents-*.npy"))
+
+
+@pytest.mark.usefixtures("painter")
+def test_the_unet_of_the_miniature(run: Path, tmp_path: Path, folder: Path) -> None:
+    import diffusers
+
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=2,
+        block_out_channels=(4,) * 4, latent_channels=16, layers_per_block=1, scaling_factor=1.3, shift_factor=0.1,
+    )  # fmt: skip
+    vae.save_pretrained(tmp_path / "vae")
+    faces = str(tmp_path / "faces")
+    main(["pack", "--synthetic", "12", faces, "--size=64", "--shards=1", "--val=0.3", "--workers=1"])
+    main([
+        "fit", "--config=train/miniature_unet", f"--model.autoencoder={tmp_path / 'vae'}", f"--model.text={folder}",
+        f"--data.shards={faces}", *QUIET, f"--trainer.default_root_dir={run}", f"--model.cache={run}",
+        "--data.batch_size=4", "--trainer.max_steps=1", "--trainer.val_check_interval=1",
+    ])  # fmt: skip
+    made = Diffusion(str(run / "export"), steps=2)
+    assert made.size == 64 and sum(weight.numel() for weight in made.unet.parameters()) <= 4_500_000
+    assert int(made.timesteps[0]) == 999 and made.unet.config.in_channels == 16
