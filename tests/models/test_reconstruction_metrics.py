@@ -11,7 +11,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from lso_lightning.models import VAEFinetune
 from lso_lightning.models.encoder_features import NetworkFeatures, Pooled
-from lso_lightning.models.reconstruction_metrics import KernelDistance, Moments
+from lso_lightning.models.reconstruction_metrics import KernelDistance, Moments, ReconstructionMetrics
 from lso_lightning.networks.regularizers import kl_divergence
 from tests.factories import pictures, tiny_autoencoder
 from tests.models.toys import Doubled, Pictures, fit
@@ -89,3 +89,14 @@ def test_kid_of_subsets_does_not_depend_on_the_order_of_images(monkeypatch: pyte
         metric.update(fake[order], real=False)
         values.append(float(metric.compute()))
     assert values[0] == pytest.approx(values[1], rel=1e-3) and values[0] != 0
+
+
+def test_metrics_are_those_of_32_bits_under_autocast() -> None:
+    images = pictures(4, 32, 0)
+    made, latents, values = (images * 254).round() / 255, torch.randn(4, 2, 4, 4), []
+    for low in (False, True):
+        metrics = ReconstructionMetrics(Doubled())
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            metrics.update(images, made, latents, latents)
+        values.append(torch.stack([metrics.psnr.compute(), metrics.ssim.compute(), metrics.kl.compute()]))
+    assert torch.equal(*values)
