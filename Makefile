@@ -1,4 +1,4 @@
-# make demo | test | lint | bench      variables: PYTHON (interpreter of the new .venv), REAL (folder of photographs)
+# make demo | test | lint | bench | miniature      variables: PYTHON (interpreter of the new .venv), REAL (photographs)
 PYTHON ?= python3
 ENV := .venv
 STAMP := $(ENV)/.installed
@@ -6,7 +6,8 @@ BIN := $(ENV)/bin
 
 # photographs beside the checkout are used by the tests when they are there; demo and bench want them named
 REAL_FOR_TESTS := $(if $(REAL),$(REAL),$(wildcard ../shared/real))
-BENCHMARKS := $(filter-out benchmarks/__init__.py benchmarks/results_file.py,$(wildcard benchmarks/*.py))
+NO_RACE := __init__ results_file assemble_miniature
+BENCHMARKS := $(filter-out $(NO_RACE:%=benchmarks/%.py),$(wildcard benchmarks/*.py))
 
 .PHONY: demo test lint bench require-real
 
@@ -37,3 +38,5 @@ bench: | require-real $(STAMP)
 	    if grep -q '"--real"' $$race; then set -- "$$@" --real "$(REAL)"; fi; \
 	    if grep -q '"--out"' $$race; then set -- "$$@" --out "$$scratch/$$(basename $$race .py)"; fi; \
 	    echo "== $$race"; $(BIN)/python $$race "$$@"; done
+
+include miniature.mk

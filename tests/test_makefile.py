@@ -16,7 +16,8 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of what make looks at, with an interpreter that prints its command line."""
-    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("Makefile", "miniature.mk"):
+        shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "benchmarks", tmp_path / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "requirements.lock", "pyproject.toml"):
         (tmp_path / name).touch()
@@ -59,6 +60,28 @@ def test_bench_runs_every_benchmark_with_the_options_it_has(checkout: Path) -> N
     assert ran["benchmarks/step_overhead.py"] == "--real my real"
     assert ran["benchmarks/real_photos.py"].startswith("--real my real --out /")
     assert ran["benchmarks/toy.py"] == ""
-    assert not {"benchmarks/__init__.py", "benchmarks/results_file.py"} & set(ran)
+    assert not {f"benchmarks/{name}.py" for name in ("__init__", "results_file", "assemble_miniature")} & set(ran)
     (checkout / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 3\n")
     assert make(checkout, "bench", "REAL=my real").returncode != 0
+
+
+def test_miniature_trains_what_is_not_done_yet_and_each_stage_after_what_it_needs(checkout: Path) -> None:
+    (checkout / ".venv" / "bin" / "lso").symlink_to("python")
+    (checkout / "runs/faces64").mkdir(parents=True)
+    (checkout / "runs/faces64/manifest.json").touch()
+    (checkout / "runs/vae").mkdir()
+    (checkout / "runs/vae/done").touch()
+    # an interpreter that only prints makes no folder
+    for stage in ("vae_details", "clip", "unet", "objective", "guard", "judge", "constraint", "measured"):
+        (checkout / "runs" / stage).mkdir()
+    done = make(checkout, "miniature", "RUNS=runs", "THREADS=1")
+    assert done.returncode == 0, done.stderr
+    ran = [line.removeprefix("RAN ").split() for line in done.stdout.splitlines() if line.startswith("RAN ")]
+    fits = {words[2].removeprefix("train/miniature_"): words for words in ran if words[0] == "fit"}
+    assert list(fits)[:3] == ["vae_details", "clip", "unet"] and len(fits) == 8, "vae is done"
+    assert fits["unet"][fits["unet"].index("--model.autoencoder") + 1] == "runs/vae_details/export"
+    assert "runs/people64" in fits["constraint"] and "runs/faces64_judge" in fits["judge"]
+    assert ["pack", "--size", "64", "--synthetic", "60000"] not in [words[:5] for words in ran]
+    assert [words[0] for words in ran[-2:]] == ["benchmarks/assemble_miniature.py", "benchmarks/miniature.py"]
+    again = make(checkout, "miniature", "RUNS=runs")
+    assert "--config train/miniature_unet" not in again.stdout, "done, too"

@@ -1,0 +1,136 @@
+"""Put the exports of the miniature's trainings together: fp16 files and where they come from.
+
+    python benchmarks/assemble_miniature.py --runs runs/miniature
+
+`make miniature` trains the stages and calls this. RUNS holds one run folder a stage, named as in `STAGES`, with a file
+`done` if its training ended; other stages are left out and said. Measure the result with `benchmarks/miniature.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from lso_lightning.checkpoint_io import read_checkpoint
+from lso_lightning.errors import UserError
+
+#: stage -> what of its export goes where in the miniature: (folder in the export, folder in the miniature)
+STAGES: dict[str, list[tuple[str, str]]] = {
+    "vae": [],
+    "vae_details": [(".", "vae")],
+    "clip": [("clip", "clip"), ("text_encoder", "text_encoder"), ("tokenizer", "tokenizer")],
+    # a whole pipeline: brings the same autoencoder (its shift folded into the weights) and text encoder once more
+    "unet": [(".", ".")],
+    "objective": [(".", "scorers/objective")],
+    "guard": [(".", "scorers/guard")],
+    "judge": [(".", "scorers/judge")],
+    "constraint": [(".", "identity/constraint")],
+    "measured": [(".", "identity/measured")],
+}
+TARGET = Path(__file__).parents[1] / "lso_lightning" / "generators" / "miniature"
+LARGEST = 20_000_000  # bytes of the whole folder
+_PACKAGES = ("torch", "lightning", "diffusers", "transformers", "safetensors")
+
+
+def halve(path: Path) -> None:
+    """Store the floats of a safetensors file in 16 bits.
+
+    Raises:
+        UserError: a weight is too large for 16 bits.
+    """
+    weights = load_file(path)
+    for name, tensor in weights.items():
+        if tensor.dtype == torch.float32:
+            weights[name] = tensor.half()
+            if not weights[name].isfinite().all():
+                raise UserError(f"{path}: {name} holds numbers above 65504, which 16 bits cannot hold")
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def relative(value: Any, runs: Path) -> Any:
+    """A config without the paths of the machine it ran on."""
+    if isinstance(value, dict):
+        return {key: relative(item, runs) for key, item in value.items()}
+    if isinstance(value, list):
+        return [relative(item, runs) for item in value]
+    return value.replace(f"{runs.resolve()}/", "") if isinstance(value, str) else value
+
+
+def origin(stage: str, runs: Path) -> dict[str, Any]:
+    """What made a stage: its config, its steps, its data."""
+    run = runs / stage
+    config = relative(yaml.safe_load((run / "config.yaml").read_text()), runs)
+    shards = config["data"]["init_args"]["shards"]
+    manifest = json.loads((runs / shards / "manifest.json").read_text())
+    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    return {
+        "config": config,
+        "steps": checkpoint["global_step"],
+        "data": {"shards": shards, "settings": manifest["settings"], "sha256": manifest["samples"]["sha256"]},
+    }
+
+
+def assemble(runs: Path, target: Path) -> None:
+    """Write the miniature's folder.
+
+    Args:
+        runs: run folders of the stages.
+        target: the folder; what is in it is replaced.
+
+    Raises:
+        UserError: no stage is finished, or the folder would be too large.
+    """
+    finished = [stage for stage in STAGES if (runs / stage / "done").is_file()]
+    if not finished:
+        raise UserError(f"{runs}: none of {', '.join(STAGES)} is done; run make miniature")
+    new = target.with_name(f".{target.name}.new")
+    shutil.rmtree(new, ignore_errors=True)
+    for stage in finished:
+        for source, place in STAGES[stage]:
+            shutil.copytree(runs / stage / "export" / source, new / place, dirs_exist_ok=True)
+    for path in new.rglob("*.safetensors"):
+        halve(path)
+    files = {p.relative_to(new).as_posix(): p for p in sorted(new.rglob("*")) if p.is_file()}
+    size = sum(path.stat().st_size for path in files.values())
+    if size > LARGEST:
+        raise UserError(f"{target}: {size / 1e6:.1f} MB, expected at most {LARGEST / 1e6:.0f}; make a network smaller")
+    provenance = {
+        "stages": {stage: origin(stage, runs) for stage in finished},
+        "sha256": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
+        "bytes": size,
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "table": [],  # written by benchmarks/miniature.py
+    }
+    (new / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
+    shutil.rmtree(target, ignore_errors=True)
+    new.rename(target)
+    missing = [stage for stage in STAGES if stage not in finished]
+    print(f"{target}: {size / 1e6:.1f} MB from {', '.join(finished)}; without {', '.join(missing) or 'none'}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/miniature"), help="run folders of the stages")
+    parser.add_argument("--target", type=Path, default=TARGET, help="folder of the miniature")
+    args = parser.parse_args()
+    assemble(args.runs, args.target)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
