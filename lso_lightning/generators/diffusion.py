@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
 from lso_lightning.generators.autoencoder import Autoencoder
-from lso_lightning.generators.pretrained import load_text_encoder, load_unet
+from lso_lightning.generators.pretrained import load_unet
 from lso_lightning.generators.recompute import recomputed
 from lso_lightning.generators.schedule import Schedule
 from lso_lightning.generators.shipped import folder_of
+from lso_lightning.generators.text_encoder import TextEncoder
 from lso_lightning.seeding import generator
 from lso_lightning.weights import weights_id
 
@@ -61,7 +62,7 @@ class Diffusion(nn.Module):
                 raise UserError(f"diffusion {name}: {value}, expected {least} {'or more' if most > 1 else 'to 1'}")
         self.path = folder_of(folder)
         self.unet = load_unet(self.path)
-        self.tokenizer, self.text_encoder = load_text_encoder(self.path)
+        self.text_encoder = TextEncoder(folder)
         self.autoencoder = Autoencoder(folder, gradient_checkpointing=checkpointing)
         if self.unet.config["in_channels"] != self.autoencoder.channels:
             raise UserError(
@@ -82,19 +83,15 @@ class Diffusion(nn.Module):
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """``b`` texts -> the text encoder's last hidden states ``(b, t, d)``; warns of words that it cannot read."""
-        prompts = list(prompts)
-        most = min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings)
-        words = self.tokenizer(prompts, add_special_tokens=False, verbose=False).input_ids
+        tokenizer, most = self.text_encoder.tokenizer, self.text_encoder.length - 2  # one begins, one ends a text
+        words = tokenizer(list(prompts), add_special_tokens=False, verbose=False).input_ids
         for prompt, ids in zip(prompts, words, strict=True):
-            lost = ["words that it does not know"] if self.tokenizer.unk_token_id in ids else []
-            if len(ids) > most - 2:  # besides one that begins and one that ends it
-                lost.append(f"all after {self.tokenizer.decode(ids[: most - 2])!r}")
+            lost = ["words that it does not know"] if tokenizer.unk_token_id in ids else []
+            if len(ids) > most:
+                lost.append(f"all after {tokenizer.decode(ids[:most])!r}")
             if lost:
                 warnings.warn(f"prompt {prompt!r}: the text encoder cannot read {' and '.join(lost)}", stacklevel=3)
-        ids = self.tokenizer(
-            prompts, padding="max_length", max_length=most, truncation=True, return_tensors="pt"
-        ).input_ids
-        return self.text_encoder(ids.to(self.unet.device)).last_hidden_state.float()
+        return self.text_encoder(prompts)
 
     def noise(self, rows: Iterable[int], seed: int, size: int | None = None) -> Tensor:
         """Draw where sampling begins; each row's numbers depend on nothing but seed and row.

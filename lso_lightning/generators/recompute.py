@@ -15,7 +15,7 @@ def recomputed(function: Callable[..., Tensor], inputs: Sequence[Tensor], weight
 
     ``torch.utils.checkpoint`` without re-entry builds a graph in each call, and the process grows with it: after 50
     calls of a U-Net of 8 million weights by 1.2 GB against 0.3 (on CPU). The price: gradients reach only what is named
-    here.
+    here, and what is not is refused in the backward pass.
 
     Args:
         function: of the inputs; must answer the same when it is called again.
@@ -43,5 +43,20 @@ class _Recomputed(torch.autograd.Function):
         with torch.enable_grad(), ctx.autocast:
             output = ctx.function(*tensors[: ctx.count])
         asked = [x for x, want in zip(tensors, wanted, strict=True) if want]
+        _require_named(output, asked)
         found = iter(torch.autograd.grad(output, asked, gradient, allow_unused=True))
         return None, None, *(next(found) if want else None for want in wanted)
+
+
+def _require_named(output: Tensor, named: list[Tensor]) -> None:
+    """Refuse a graph with leaves that would silently get no gradient."""
+    known, seen, waiting = {id(x) for x in named}, set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in known:
+            raise RuntimeError(f"a tensor {tuple(leaf.shape)} needs a gradient, but is no input or weight given")
+        waiting += [following for following, _ in node.next_functions]

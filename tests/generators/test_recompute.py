@@ -47,3 +47,10 @@ def test_a_gradient_of_a_gradient_is_refused() -> None:
     (slope,) = torch.autograd.grad(recomputed(torch.tanh, (a,)).square().sum(), a, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
+
+
+def test_what_is_not_named_is_refused_not_forgotten() -> None:
+    (a, b, hidden), weight = setting()
+    for secret in (hidden, hidden * 2, weight[:3]):
+        with pytest.raises(RuntimeError, match="needs a gradient, but is no input or weight"):
+            recomputed(lambda a, b, secret=secret: a * b * secret, (a, b)).sum().backward()
