@@ -103,7 +103,8 @@ class LatentDiffusion(LightningModule):
         self.cache = None if cache is None else Path(cache)
         self.needs_images = cache is None  #: asked by FFHQ
         self._cached: LatentCache | None = None
-        self._frozen_ids = {"autoencoder": self.autoencoder.network.weights_id(),
+        space = self.autoencoder.network
+        self._frozen_ids = {"autoencoder": f"{space.weights_id()} {space.scale} {space.shift}",
                             "text": self.text.network.weights_id()}  # fmt: skip
         self.val_loss = MeanMetric()
         self.val_quarters: Any = nn.ModuleList(MeanMetric() for _ in range(_QUARTERS))
