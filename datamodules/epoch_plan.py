@@ -30,13 +30,15 @@ def epoch_order(shards: np.ndarray, seed: int, epoch: int, window: int) -> np.nd
     return np.lexsort((torch.rand(len(shards), generator=random, dtype=torch.float64).numpy(), place // window))
 
 
-def pair_order(people: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+def pair_order(people: np.ndarray, seed: int, epoch: int, looks: np.ndarray | None = None, step: int = 1) -> np.ndarray:
     """Order of one epoch of pairs: each person's samples are paired at random, and the pairs shuffled.
 
     Args:
         people: ``(n,)`` whom each selected sample shows.
         seed: of the run.
         epoch: from 0.
+        looks: ``(n, c)``; every other step, on average, then holds pairs that are alike in them, first column first.
+        step: pairs of a step.
 
     Returns:
         ``(2 m,)`` of ``0..n-1``, each at most once: partners are neighbours. Of an odd number of samples of a person,
@@ -47,7 +49,16 @@ def pair_order(people: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     _, first, count = np.unique(people[order], return_index=True, return_counts=True)
     place = np.arange(len(people)) - np.repeat(first, count)
     pairs = order[place < np.repeat(count // 2 * 2, count)].reshape(-1, 2)
-    return pairs[torch.randperm(len(pairs), generator=random).numpy()].ravel()
+    pairs = pairs[torch.randperm(len(pairs), generator=random).numpy()]
+    if looks is not None:
+        steps = len(pairs) // step
+        mixed, alike = np.split(pairs, [steps // 2 * step])
+        alike = alike[np.lexsort(looks[alike[:, 0]].T[::-1])]
+        # where the circle is cut, some are left over: not the same looks in every epoch
+        alike = np.roll(alike, int(torch.randint(max(1, len(alike)), (), generator=random)), axis=0)
+        whole = np.concatenate([mixed, alike])[: steps * step].reshape(steps, 2 * step)
+        return whole[torch.randperm(steps, generator=random).numpy()].ravel()
+    return pairs.ravel()
 
 
 class TrainBatches(Sequence[np.ndarray]):

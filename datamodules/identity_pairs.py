@@ -26,6 +26,8 @@ class IdentityPairs(FFHQ):
             `--pictures_per_person`.
         batch_size: images per rank and step, an even number.
         where: ranges ``[min, max)`` by column: score, or an attribute of the data set.
+        alike: attributes: every other step shows people who share the first, and as far as possible the next, so that
+            finer differences are learnt as well. Without any, hair and skin would do to tell people apart.
         flip: chance that a training image is mirrored: then the side of a parting says nothing.
         val_people: people who are compared in a validation, with all their pictures; time grows with the square.
         workers: reading processes per rank; 0 reads in the training process.
@@ -40,6 +42,7 @@ class IdentityPairs(FFHQ):
         shards: str,
         batch_size: int = 128,
         where: dict[str, tuple[float, float]] | None = None,
+        alike: list[str] | None = None,
         flip: float = 0.5,
         val_people: int = 250,
         workers: int = 2,
@@ -50,7 +53,7 @@ class IdentityPairs(FFHQ):
         if val_people < 2:
             raise UserError(f"data.val_people: {val_people}, expected at least 2")
         super().__init__(shards, batch_size, where=where, flip=flip, workers=workers, seed=seed)
-        self.val_people = val_people
+        self.val_people, self.alike = val_people, alike or []
 
     def setup(self, stage: str | None = None) -> None:
         """Read the manifest and choose people and pictures (once)."""
@@ -58,6 +61,8 @@ class IdentityPairs(FFHQ):
             return
         super().setup(stage)
         people = self.shards.attribute(_PERSON)
+        columns = [self.shards.attribute(name)[self.train_rows] for name in self.alike]
+        self._looks = np.stack(columns, 1) if columns else None
         compared = np.unique(people[self.val_rows])[: self.val_people]
         self.val_rows = self.val_rows[np.isin(people[self.val_rows], compared)]
         if len(self.val_rows):
@@ -78,8 +83,14 @@ class IdentityPairs(FFHQ):
         """The batches of this rank in an epoch, both pictures of a pair side by side."""
         if self.trainer is not None and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
             epoch = 0
-        order = pair_order(self.shards.attribute(_PERSON)[self.train_rows], self.seed, epoch)
-        return TrainBatches(self.train_rows[order], self.batch_size, *self._ranks())
+        rank, ranks = self._ranks()
+        people = self.shards.attribute(_PERSON)[self.train_rows]
+        order = pair_order(people, self.seed, epoch, self._looks, self.batch_size * ranks // 2)
+        return TrainBatches(self.train_rows[order], self.batch_size, rank, ranks)
+
+    def plan(self) -> dict[str, Any]:
+        """What the batches of an epoch depend on, apart from the epoch."""
+        return {**super().plan(), "alike": self.alike}
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Turn uint8 into [0, 1] on the device, and name the people."""

@@ -16,6 +16,7 @@ from tests.fits import learnt, load, main, same
 PEOPLE = np.repeat([4.0, 7.0, 1.0, 9.0], [3, 4, 1, 2])
 OFTEN = "--last_checkpoint.every_seconds=0.000001"
 PAIRS = ["--data=IdentityPairs"]
+ALIKE = "--data.alike=[hair_colour, skin_tone]"
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,25 @@ def test_an_epoch_pairs_each_person_and_depends_on_seed_and_epoch() -> None:
     assert len({tuple(order) for order in orders.values()}) > 30
     partners = {frozenset(order[i : i + 2]) for order in orders.values() for i in range(0, 8, 2)}
     assert len(partners) == 3 + 6 + 1, "all pairs there are"
+
+
+def test_every_other_step_shows_people_who_look_alike() -> None:
+    people = np.repeat(np.arange(400), 2)
+    looks = np.stack([people % 4, people / 400], 1)
+    left_out = set()
+    for epoch in range(3):
+        steps = pair_order(people, 0, epoch, looks, 16).reshape(-1, 32)
+        assert len(steps) == 25 and len(set(steps.ravel())) == 800
+        assert (people[steps[:, ::2]] == people[steps[:, 1::2]]).all()
+        alike = [len(set(looks[rows, 0])) <= 2 and len(set(people[rows])) == 16 for rows in steps]
+        assert 12 <= sum(alike) <= 13 and np.diff(np.flatnonzero(alike)).max() < 12
+        # of those who share the first, neighbours in the second
+        near = [np.sort(looks[rows, 1]) for rows, one in zip(steps, alike, strict=True) if one]
+        assert np.median([rows[24] - rows[8] for rows in near]) < 0.25  # of any step: 0.5
+        odd = pair_order(people[:70], 0, epoch, looks[:70], 16)
+        left_out |= set(range(70)) - set(odd)
+        assert len(odd) == 64
+    assert len(left_out) > 6, "who is left over changes"
 
 
 def test_no_pair_is_cut_between_ranks_or_steps() -> None:
@@ -78,19 +98,20 @@ def test_validation_compares_some_unseen_people_with_all_their_pictures(packed: 
 
 
 def test_resume_in_the_middle_of_an_epoch_equals_straight(packed: Path, tmp_path: Path) -> None:
-    train(tmp_path / "straight", packed, *PAIRS, OFTEN, epochs=3)
+    pairs = [*PAIRS, ALIKE, OFTEN]
+    train(tmp_path / "straight", packed, *pairs, epochs=3)
     straight = seen(tmp_path / "straight")
     per_epoch = len(straight) // 3
     for steps in (1, per_epoch, per_epoch + 2):
         run = tmp_path / f"cut-{steps}"
-        train(run, packed, *PAIRS, OFTEN, f"--trainer.max_steps={steps}", epochs=3)
-        train(run, packed, *PAIRS, OFTEN, "--ckpt_path=last", epochs=3)
+        train(run, packed, *pairs, f"--trainer.max_steps={steps}", epochs=3)
+        train(run, packed, *pairs, "--ckpt_path=last", epochs=3)
         assert seen(run) == straight and same(learnt(load(run)), learnt(load(tmp_path / "straight")))
 
 
 def test_two_ranks_see_what_one_sees(packed: Path, tmp_path: Path) -> None:
-    train(tmp_path / "one", packed, *PAIRS)
-    two = ["--trainer.strategy=ddp_fork", "--trainer.devices=2", "--data.batch_size=2"]
+    train(tmp_path / "one", packed, *PAIRS, ALIKE)
+    two = [ALIKE, "--trainer.strategy=ddp_fork", "--trainer.devices=2", "--data.batch_size=2"]
     train(tmp_path / "two", packed, *PAIRS, *two)
     assert seen(tmp_path / "two", ranks=2) == seen(tmp_path / "one")
 
@@ -110,6 +131,8 @@ def test_what_cannot_be_paired_is_refused(packed: Path, tmp_path: Path) -> None:
             IdentityPairs(str(packed), **settings)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="has no column 'person'"):
         IdentityPairs(str(pack_by_hand(tmp_path / "other")), workers=0).setup()
+    with pytest.raises(UserError, match="has no column 'hair'"):
+        IdentityPairs(str(packed), alike=["hair"], workers=0).setup()
     alone = IdentityPairs(str(packed), where={"smile": (0.5, 0.501)}, workers=0)
     with pytest.raises(UserError, match="smile"):
         alone.setup()
