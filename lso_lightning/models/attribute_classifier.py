@@ -32,12 +32,13 @@ class AttributeClassifier(LightningModule):
     levels, so that the expected level can be learnt exactly. Results depend on the images of a step, not on how many
     ranks share them.
 
-    The loss is the mean over attributes of the mean cross entropy of the labelled samples. Each validation fits a
+    The loss is the weighted mean over attributes of the mean cross entropy of the labelled samples. A validation fits a
     temperature per attribute on all its samples; the export stores them.
 
     Args:
         backbone: config of `networks.backbones.build_backbone`: kind, widths, size, cells.
         attributes: columns to learn, each with its `levels`, `low` and `high`, or `names`; `score` is the score.
+        weights: of attributes in the loss; 1 for those not named.
         corruptions: what happens to training images, and to no others; None: nothing.
         optimizer: how to step. Biases and gains are a parameter group without weight decay.
         scheduler: how the rate changes, counted in optimiser steps; None is constant.
@@ -53,6 +54,7 @@ class AttributeClassifier(LightningModule):
         self,
         backbone: dict[str, Any],
         attributes: dict[str, Attribute],
+        weights: dict[str, float] | None = None,
         corruptions: Corruptions | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
@@ -61,8 +63,12 @@ class AttributeClassifier(LightningModule):
         super().__init__()
         if backbone.get("kind") == "resnet50":
             raise UserError("model.backbone.kind: resnet50 is for imported weights only; train residual or convnext")
+        weights = weights or {}
+        if weights.keys() - attributes.keys() or not all(0 < weight < float("inf") for weight in weights.values()):
+            raise UserError(f"model.weights: {weights}, expected numbers above 0 for some of {', '.join(attributes)}")
         with global_stream(seed, "weights"):  # torch's layers draw from the global state
             self.network = AttributeNetwork(backbone, attributes)
+        self.weights = [weights.get(name, 1.0) for name in attributes]
         self.corruptions, self.seed = corruptions, seed
         self.optimizer, self.scheduler = optimizer, scheduler
         self.metrics = LevelMetrics(attributes)
@@ -121,7 +127,8 @@ class AttributeClassifier(LightningModule):
         # counted on all ranks, and times their number, by which DDP divides the sum of the gradients
         labelled = sum_over_ranks(levels.isfinite().sum(0).float()).clamp_min(1)
         ranks = dist.get_world_size() if is_distributed() else 1
-        loss = (losses * ranks / labelled).mean()
+        weights = losses.new_tensor(self.weights)
+        loss = (weights * losses * ranks / labelled).sum() / weights.sum()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
         return loss
 

@@ -102,6 +102,20 @@ def test_the_export_scores_as_the_average_and_can_be_searched(run: Path) -> None
     assert network.attributes["colour"].names == ["red", "green", "blue"]
 
 
+def test_validation_of_a_checkpoint_is_that_of_the_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, float]] = []
+
+    def on_validation_end(self: Any) -> None:
+        seen.append({name: float(value) for name, value in self.trainer.callback_metrics.items() if "val/" in name})
+
+    monkeypatch.setattr("lso_lightning.models.AttributeClassifier.on_validation_end", on_validation_end)
+    more = ["--trainer.num_sanity_val_steps=0", "--model.optimizer.lr=1e-2", *AVERAGE, *CORRUPT]
+    fit(run, "--trainer.max_epochs=2", *more)
+    fit(run, "--ckpt_path=last", *more, command="validate")
+    assert {"val/score", "val/spearman_red", "val/accuracy_colour", "val/calibrated_half"} <= set(seen[1])
+    assert seen[2] == pytest.approx(seen[1], rel=1e-5) and seen[0] != seen[1]
+
+
 def test_every_attribute_moves_its_head_and_all_of_the_backbone() -> None:
     both = RED | {"colour": Attribute(names=["red", "green", "blue"])}
     network = module(both)
@@ -129,6 +143,20 @@ def test_unlabelled_images_count_neither_in_the_loss_nor_in_the_mean() -> None:
     expected = -((1 - share) * log_p[rows, below] + share * log_p[rows, below + 1]).mean()
     recorder = train(reference)
     assert recorder.logged[0]["train/loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_weights_say_what_an_attribute_counts() -> None:
+    both = RED | {"colour": Attribute(names=["red", "green", "blue"])}
+
+    def loss(weights: dict[str, float]) -> float:
+        return train(module(both, weights=weights)).logged[0]["train/loss"]
+
+    red, colour, plain = loss({"red": 1e6}), loss({"colour": 1e6}), loss({})
+    assert plain == pytest.approx((red + colour) / 2, rel=1e-4) and red != pytest.approx(colour, rel=0.01)
+    assert loss({"red": 3.0}) == pytest.approx((3 * red + colour) / 4, rel=1e-4)
+    for wrong in ({"blue": 1.0}, {"red": 0.0}):
+        with pytest.raises(UserError, match=r"model\.weights"):
+            module(both, weights=wrong)
 
 
 class NoneLeft(Labelled):
