@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("--folder", help="pipeline folder, or miniature; default: random weights, very few")
     parser.add_argument("--batch", type=int, default=16, help="pictures at a time")
     parser.add_argument("--steps", type=int, default=20, help="of DDIM, for the throughput")
-    parser.add_argument("--pairs", type=int, default=10, help="counted turns of each")
+    parser.add_argument("--pairs", type=int, default=30, help="counted turns of each")
     parser.add_argument("--repeats", type=int, default=3, help="processes for each number of MiB")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--growth", type=int, help=argparse.SUPPRESS)  # for the processes that are measured
