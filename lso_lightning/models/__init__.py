@@ -2,6 +2,7 @@
 
 from lso_lightning.models.attribute_classifier import AttributeClassifier
 from lso_lightning.models.autoencoder_folder import build_autoencoder, export_autoencoder
+from lso_lightning.models.contrastive import Contrastive
 from lso_lightning.models.encoder_features import EncoderFeatures
 from lso_lightning.models.identity import Identity
 from lso_lightning.models.latent_diffusion import LatentDiffusion
@@ -9,6 +10,7 @@ from lso_lightning.models.vae_finetune import VAEFinetune
 
 __all__ = [
     "AttributeClassifier",
+    "Contrastive",
     "EncoderFeatures",
     "Identity",
     "LatentDiffusion",
