@@ -67,7 +67,7 @@ def import_scorer(checkpoint: Path, out: Path, size: int = 224) -> None:
         )
     save_attribute_network(network, out, weights)
     print(f"{out}: {', '.join(f'{name} ({levels[name]} levels)' for name in heads)}, {size} px")
-    print(f"use: lso_lightning.objectives.AttributeScore with folder {out} and attribute {heads[-1]}, say")
+    print(f"next: lso_lightning.objectives.AttributeScore with folder {out} and one of these as attribute")
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
