@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 
 from lso_lightning.distributed import is_distributed, sum_over_ranks
 from lso_lightning.errors import UserError
 from lso_lightning.models.level_metrics import LevelMetrics
+from lso_lightning.models.training import Training, weights_of
 from lso_lightning.networks.attribute_network import AttributeNetwork, save_attribute_network
 from lso_lightning.networks.corruptions import Corruptions
 from lso_lightning.networks.levels import Attribute, cross_entropies
@@ -24,7 +24,7 @@ from lso_lightning.seeding import global_stream
 _SCORE = "score"  #: the name of the column that is no attribute
 
 
-class AttributeClassifier(LightningModule):
+class AttributeClassifier(Training):
     """Trains one network to tell the levels of several attributes.
 
     A batch is a dict with ``image (b, 3, h, w)`` in [0, 1], ``key list[str]``, ``score (b,)``, ``attributes (b, k)``;
@@ -60,7 +60,7 @@ class AttributeClassifier(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         if backbone.get("kind") == "resnet50":
             raise UserError("model.backbone.kind: resnet50 is for imported weights only; train residual or convnext")
         weights = weights or {}
@@ -70,7 +70,6 @@ class AttributeClassifier(LightningModule):
             self.network = AttributeNetwork(backbone, attributes)
         self.weights = [weights.get(name, 1.0) for name in attributes]
         self.corruptions, self.seed = corruptions, seed
-        self.optimizer, self.scheduler = optimizer, scheduler
         self.metrics = LevelMetrics(attributes)
         self.temperatures: dict[str, float] = {}  #: by attribute, once fitted
 
@@ -114,10 +113,6 @@ class AttributeClassifier(LightningModule):
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
-    def on_fit_start(self) -> None:
-        if self.trainer.precision not in ("32-true", "bf16-mixed"):  # a scaled loss hides NaNs from the check below
-            raise UserError(f"--trainer.precision {self.trainer.precision}: expected 32-true or bf16-mixed")
-
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         images, levels = batch["image"], self._levels(batch)
         if self.corruptions is not None:
@@ -131,28 +126,6 @@ class AttributeClassifier(LightningModule):
         loss = (weights * losses * ranks / labelled).sum() / weights.sum()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(images))
         return loss
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        norm = nn.utils.get_total_norm([weight.grad for weight in self.network.parameters() if weight.grad is not None])
-        if not norm.isfinite():  # averaged over ranks, so that all stop, before the step has spoilt any weight
-            raise UserError(
-                f"optimiser step {self.trainer.global_step}: a gradient is not finite, no weight was changed. Go on"
-                " with --ckpt_path last and a lower --model.optimizer.lr; a picture of NaNs does it, too"
-            )
-        self.log("train/gradient_norm", norm)
-
-    def configure_optimizers(self) -> Any:
-        weights = list(self.network.parameters())
-        optimizer = self.optimizer([
-            {"params": [weight for weight in weights if weight.ndim > 1]},
-            {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
-        ])  # fmt: skip
-        if self.scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"},
-        }
 
     # ---- validation and export --------------------------------------------------------------------------------------
 
@@ -177,10 +150,9 @@ class AttributeClassifier(LightningModule):
         checkpoint["temperatures"] = dict(self.temperatures)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        then, now = ({name: tuple(weight.shape) for name, weight in state.items()}
-                     for state in (checkpoint["state_dict"], self.state_dict()))  # fmt: skip
-        if checkpoint.get("attributes") != self._described() or then != now:
-            what = "network" if checkpoint.get("attributes") == self._described() else "attributes"
+        other = checkpoint.get("attributes") != self._described()
+        if other or self.changed_parts(checkpoint):
+            what = "attributes" if other else "network"
             raise UserError(f"resume: the checkpoint has other {what} than the configuration; start a new run")
         self.temperatures = dict(checkpoint["temperatures"])
 
@@ -194,6 +166,4 @@ class AttributeClassifier(LightningModule):
             folder: where to.
             state: a state dict of this module, of now or averaged.
         """
-        prefix = "network."
-        weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        save_attribute_network(self.network, folder, weights, self.temperatures)
+        save_attribute_network(self.network, folder, weights_of(state, "network"), self.temperatures)

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch import Tensor
 from lso_lightning.distributed import gather_with_gradient
 from lso_lightning.errors import UserError
 from lso_lightning.generators.contrastive import preprocess
+from lso_lightning.models.training import Training, weights_of
 from lso_lightning.models.vocabulary import build_tokenizer, write_tokenizer
 from lso_lightning.networks.patch_start import even_frequencies, grid_positions
 from lso_lightning.seeding import global_stream
@@ -59,7 +59,7 @@ def info_nce(images: Tensor, texts: Tensor, fits: Tensor, scale: Tensor) -> tupl
     return loss, found
 
 
-class Contrastive(LightningModule):
+class Contrastive(Training):
     """Trains a ``CLIPModel`` on pictures and their captions.
 
     A batch is a dict with ``image (b, 3, h, w)`` in [0, 1] and ``caption list[str]``. Every text is compared with the
@@ -97,13 +97,12 @@ class Contrastive(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         if min(image_std) <= 0:
             raise UserError(f"model.image_std: {image_std}, expected more than 0")
         self.tokenizer, self.words = build_tokenizer(words, max_length), words
         self.network = self._build(text, vision, projection_dim, max_length, seed).train()
         self.image_mean, self.image_std = image_mean, image_std
-        self.optimizer, self.scheduler = optimizer, scheduler
 
     def _build(
         self, text: dict[str, Any], vision: dict[str, Any], projection_dim: int, max_length: int, seed: int
@@ -172,10 +171,7 @@ class Contrastive(LightningModule):
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         loss, found, count = self._loss(batch)
         if not loss.isfinite():  # the same on all ranks, so that all stop
-            raise UserError(
-                f"optimiser step {self.trainer.global_step}: the loss is not finite. Go on with --ckpt_path last and a"
-                " lower --model.optimizer.lr; a picture of NaNs does it, too"
-            )
+            raise self.not_finite("the loss")
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=count)
         self.log("train/top1", found, batch_size=count)
         self.log("train/logit_scale", self.network.logit_scale.detach().exp(), batch_size=count)
@@ -185,19 +181,6 @@ class Contrastive(LightningModule):
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             self.network.logit_scale.clamp_(0, _LARGEST_SCALE)
-
-    def configure_optimizers(self) -> Any:
-        weights = list(self.network.parameters())
-        optimizer = self.optimizer([
-            {"params": [weight for weight in weights if weight.ndim > 1]},
-            {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
-        ])  # fmt: skip
-        if self.scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"},
-        }
 
     # ---- validation and export --------------------------------------------------------------------------------------
 
@@ -210,10 +193,9 @@ class Contrastive(LightningModule):
         checkpoint["words"] = list(self.words)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        then, now = ({name: tuple(weight.shape) for name, weight in state.items()}
-                     for state in (checkpoint["state_dict"], self.state_dict()))  # fmt: skip
-        if checkpoint.get("words") != self.words or then != now:
-            what = "architecture" if checkpoint.get("words") == self.words else "vocabulary"
+        other = checkpoint.get("words") != self.words
+        if other or self.changed_parts(checkpoint):
+            what = "vocabulary" if other else "architecture"
             raise UserError(f"resume: the checkpoint has another {what} than the configuration; start a new run")
 
     def export(self, folder: Path, state: Mapping[str, Tensor]) -> None:
@@ -224,10 +206,7 @@ class Contrastive(LightningModule):
             state: a state dict of this module, of now or averaged.
         """
         network: Any = copy.deepcopy(self.network).cpu().float()
-        prefix = "network."
-        network.load_state_dict(
-            {name.removeprefix(prefix): weight for name, weight in state.items() if name.startswith(prefix)}
-        )
+        network.load_state_dict(weights_of(state, "network"))
         for part, model in (("clip", network), ("text_encoder", network.text_model)):
             model.config.architectures = [type(model).__name__]
             model.config.save_pretrained(folder / part)  # makes the folder

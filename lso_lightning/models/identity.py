@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from lso_lightning.distributed import gather_with_gradient
 from lso_lightning.errors import UserError
+from lso_lightning.models.training import Training, weights_of
 from lso_lightning.networks.corruptions import Corruptions
 from lso_lightning.networks.identity import IdentityNetwork, save_identity_network
 from lso_lightning.seeding import global_stream
@@ -69,7 +69,7 @@ def _people(batch: dict[str, Any]) -> Tensor:
     return batch["person"]
 
 
-class Identity(LightningModule):
+class Identity(Training):
     """Trains one network to embed pictures of one person near each other.
 
     A batch is a dict with ``image (b, 3, h, w)`` in [0, 1], ``key list[str]`` and ``person (b,)``, two pictures of each
@@ -101,13 +101,12 @@ class Identity(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         if not temperature > 0:
             raise UserError(f"model.temperature: {temperature}, expected a number above 0")
         with global_stream(seed, "weights"):  # torch's layers draw from the global state
             self.network = IdentityNetwork(backbone, dim)
         self.temperature, self.corruptions, self.seed = temperature, corruptions, seed
-        self.optimizer, self.scheduler = optimizer, scheduler
         self._seen: list[tuple[Tensor, Tensor]] = []  # embeddings and people of a validation
 
     def forward(self, images: Tensor) -> Tensor:
@@ -115,10 +114,6 @@ class Identity(LightningModule):
         return self.network(images)
 
     # ---- training ---------------------------------------------------------------------------------------------------
-
-    def on_fit_start(self) -> None:
-        if self.trainer.precision not in ("32-true", "bf16-mixed"):  # a scaled loss hides NaNs from the check below
-            raise UserError(f"--trainer.precision {self.trainer.precision}: expected 32-true or bf16-mixed")
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         images, people = batch["image"], _people(batch)
@@ -128,25 +123,9 @@ class Identity(LightningModule):
         with torch.autocast(images.device.type, enabled=False):
             loss = supervised_contrastive(embeddings, people, self.temperature)
         if not loss.isfinite():  # the same on all ranks, so that all stop
-            raise UserError(
-                f"optimiser step {self.trainer.global_step}: the loss is not finite. Go on with --ckpt_path last and a"
-                " lower --model.optimizer.lr; a picture of NaNs does it, too"
-            )
+            raise self.not_finite("the loss")
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(people))
         return loss
-
-    def configure_optimizers(self) -> Any:
-        weights = list(self.network.parameters())
-        optimizer = self.optimizer([
-            {"params": [weight for weight in weights if weight.ndim > 1]},
-            {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
-        ])  # fmt: skip
-        if self.scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"},
-        }
 
     # ---- validation and export --------------------------------------------------------------------------------------
 
@@ -162,9 +141,7 @@ class Identity(LightningModule):
             self.log_dict({f"val/{name}": value for name, value in found.items()}, sync_dist=True)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        then, now = ({name: tuple(weight.shape) for name, weight in state.items()}
-                     for state in (checkpoint["state_dict"], self.state_dict()))  # fmt: skip
-        if then != now:
+        if self.changed_parts(checkpoint):
             raise UserError("resume: the checkpoint has another network than the configuration; start a new run")
 
     def export(self, folder: Path, state: Mapping[str, Tensor]) -> None:
@@ -174,6 +151,4 @@ class Identity(LightningModule):
             folder: where to.
             state: a state dict of this module, of now or averaged.
         """
-        prefix = "network."
-        weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        save_identity_network(self.network, folder, weights)
+        save_identity_network(self.network, folder, weights_of(state, "network"))

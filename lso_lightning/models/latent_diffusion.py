@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -23,6 +22,7 @@ from lso_lightning.generators import Autoencoder
 from lso_lightning.generators.text_encoder import TextEncoder
 from lso_lightning.models.latent_cache import LatentCache, cached_latents
 from lso_lightning.models.pipeline_folder import build_noise, build_unet, export_pipeline
+from lso_lightning.models.training import Training, weights_of
 from lso_lightning.networks import Frozen
 from lso_lightning.networks.diffusion_loss import DiffusionLoss
 from lso_lightning.seeding import generator
@@ -30,7 +30,7 @@ from lso_lightning.seeding import generator
 _QUARTERS = 4  # of the timesteps; each is measured by itself
 
 
-class LatentDiffusion(LightningModule):
+class LatentDiffusion(Training):
     """Trains the U-Net of a latent diffusion model on pictures and their captions (Rombach et al. 2022, 2112.10752).
 
     A batch is a dict with ``key list[str]``, ``caption list[str]`` and ``image (b, 3, h, w)`` in [0, 1]; with a `cache`
@@ -79,7 +79,7 @@ class LatentDiffusion(LightningModule):
         cache: str | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         if not 0 <= guidance_dropout <= 1:
             raise UserError(f"model.guidance_dropout: {guidance_dropout}, expected a chance between 0 and 1")
         if min_snr_gamma is not None and not min_snr_gamma > 0:
@@ -99,7 +99,6 @@ class LatentDiffusion(LightningModule):
         self.noise = build_noise(folder, noise, prediction)
         self.loss = DiffusionLoss(self.noise.alphas_cumprod, self.noise.config.prediction_type, min_snr_gamma)
         self.guidance_dropout, self.seed = guidance_dropout, seed
-        self.optimizer, self.scheduler = optimizer, scheduler
         self.cache = None if cache is None else Path(cache)
         self.needs_images = cache is None  #: asked by FFHQ
         self._cached: LatentCache | None = None
@@ -112,8 +111,7 @@ class LatentDiffusion(LightningModule):
     # ---- latents, noise and predictions -----------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        if self.trainer.precision not in ("32-true", "bf16-mixed"):  # a scaled loss hides NaNs from the check below
-            raise UserError(f"--trainer.precision {self.trainer.precision}: expected 32-true or bf16-mixed")
+        super().on_fit_start()
         self._open_cache()
 
     def on_validation_start(self) -> None:
@@ -166,25 +164,8 @@ class LatentDiffusion(LightningModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
         return loss
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        norm = nn.utils.get_total_norm([weight.grad for weight in self.unet.parameters() if weight.grad is not None])
-        # here gradients are averaged, so that all ranks stop together, and before the step has spoilt any weight
-        if not norm.isfinite():
-            raise UserError(
-                f"optimiser step {self.trainer.global_step}: the gradient is not finite, no weight was changed. Go on"
-                " with --ckpt_path last and a lower --model.optimizer.lr, --trainer.gradient_clip_val 1 or"
-                " --trainer.precision 32-true; a picture of NaNs does it, too"
-            )
-        self.log("train/gradient_norm", norm)
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.unet.parameters())
-        if self.scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"},
-        }
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.unet.parameters())}]
 
     # ---- validation and samples -------------------------------------------------------------------------------------
 
@@ -231,11 +212,9 @@ class LatentDiffusion(LightningModule):
         checkpoint["frozen"] = dict(self._frozen_ids)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        then, now = ({(name, tuple(weight.shape)) for name, weight in state.items()}
-                     for state in (checkpoint["state_dict"], self.state_dict()))  # fmt: skip
         frozen = checkpoint.get("frozen", {})
         different = [name for name, found in self._frozen_ids.items() if frozen.get(name) != found]
-        if different := different + ["U-Net"] * (then != now):
+        if different := different + ["U-Net"] * bool(self.changed_parts(checkpoint)):
             raise UserError(
                 f"resume: the checkpoint has another {' and '.join(different)} than the configuration; start a new run,"
                 " with --model.folder at the export of this one"
@@ -248,7 +227,5 @@ class LatentDiffusion(LightningModule):
             folder: where to.
             state: a state dict of this module, of now or averaged.
         """
-        prefix = "unet."
-        weights = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
         network, text = self.autoencoder.network.network, self.text.network
-        export_pipeline(folder, self.unet, weights, network, text, self.noise)
+        export_pipeline(folder, self.unet, weights_of(state, "unet"), network, text, self.noise)

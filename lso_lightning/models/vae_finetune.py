@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from lightning import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -29,6 +28,7 @@ from lso_lightning.images import eight_bit
 from lso_lightning.models.autoencoder_folder import build_autoencoder, export_autoencoder
 from lso_lightning.models.encoder_features import NetworkFeatures
 from lso_lightning.models.reconstruction_metrics import ReconstructionMetrics
+from lso_lightning.models.training import Training, weights_of
 from lso_lightning.networks import Frozen, NoRegularizer
 from lso_lightning.networks.discriminator import adaptive_weight, hinge_discriminator, hinge_generator, judged_by
 from lso_lightning.seeding import generator
@@ -36,7 +36,7 @@ from lso_lightning.seeding import generator
 _LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
 
 
-class VAEFinetune(LightningModule):
+class VAEFinetune(Training):
     """Trains an autoencoder on pictures.
 
     A batch is a dict with ``image (b, 3, h, w)`` in [0, 1] and ``key list[str]``. Results depend on the images of a
@@ -90,7 +90,7 @@ class VAEFinetune(LightningModule):
         measure_scale: bool | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler)
         for name, value in (
             ("perceptual_weight", perceptual_weight), ("adversarial_weight", adversarial_weight),
             ("adversarial_start", adversarial_start), ("discriminator_rate", discriminator_rate),
@@ -109,7 +109,6 @@ class VAEFinetune(LightningModule):
         self.discriminator = discriminator
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
         self.adaptive_weight, self.discriminator_rate = adaptive_weight, discriminator_rate
-        self.optimizer, self.scheduler = optimizer, scheduler
         self.measure_scale = architecture is not None if measure_scale is None else measure_scale
         self.moments: tuple[float, float] | None = None  #: mean and standard deviation of the latents, once measured
         name = "initial_encoder" if kid_features is None else type(kid_features).__name__
@@ -173,10 +172,6 @@ class VAEFinetune(LightningModule):
         return eight_bit(self.decode(self.encode(images)[0]))
 
     # ---- training ---------------------------------------------------------------------------------------------------
-
-    def on_fit_start(self) -> None:
-        if self.trainer.precision not in ("32-true", "bf16-mixed"):  # a scaled loss hides NaNs from the check below
-            raise UserError(f"--trainer.precision {self.trainer.precision}: expected 32-true or bf16-mixed")
 
     def on_train_start(self) -> None:
         if self.measure_scale and self.moments is None and not sum(self.trainer.num_val_batches):
@@ -246,11 +241,7 @@ class VAEFinetune(LightningModule):
         # here gradients are averaged, so that all ranks stop together, and before the step has spoilt any weight
         if not torch.stack(norms).isfinite().all():
             broken = [name for name, term in self._terms.items() if not term.isfinite()] or ["a gradient"]
-            raise UserError(
-                f"optimiser step {self.trainer.global_step}: {', '.join(broken)} is not finite, no weight was changed."
-                " Go on with --ckpt_path last and a lower --model.optimizer.lr, --trainer.gradient_clip_val 1 or"
-                " --trainer.precision 32-true; a picture of NaNs does it, too"
-            )
+            raise self.not_finite(", ".join(broken))
         self.log("train/gradient_norm", norms[0])
 
     def configure_gradient_clipping(
@@ -268,19 +259,17 @@ class VAEFinetune(LightningModule):
             else:
                 nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
 
-    def configure_optimizers(self) -> Any:
+    def groups(self) -> list[dict[str, Any]]:
         groups = [{"params": [weight for weight in self.network.parameters() if weight.requires_grad]}]
         if self.discriminator is not None:
             groups.append({"params": list(self.discriminator.parameters())})
-        optimizer = self.optimizer(groups)
+        return groups
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        optimizer = super().make_optimizer()
         for group in optimizer.param_groups[1:]:
             group["lr"] = group["lr"] * self.discriminator_rate
-        if self.scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"},
-        }
+        return optimizer
 
     def _rehearse(self, images: Tensor) -> None:
         """Let the networks that the losses need see images once, before hours pass until `adversarial_start`."""
@@ -320,9 +309,7 @@ class VAEFinetune(LightningModule):
         checkpoint["latent_moments"] = None if self.moments is None else list(self.moments)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        then, now = ({(name, tuple(weight.shape)) for name, weight in state.items()}
-                     for state in (checkpoint["state_dict"], self.state_dict()))  # fmt: skip
-        if different := sorted({name.split(".")[0] for name, _ in then ^ now}):
+        if different := self.changed_parts(checkpoint):
             raise UserError(
                 f"resume: the checkpoint has another {' and '.join(different)} than the configuration; start a new run,"
                 " with --model.folder at the export of this one"
@@ -337,6 +324,5 @@ class VAEFinetune(LightningModule):
             folder: where to.
             state: a state dict of this module, of now or averaged.
         """
-        prefix = "network."
-        weights = {name[len(prefix) :]: tensor for name, tensor in state.items() if name.startswith(prefix)}
-        export_autoencoder(self.network, folder, weights, self.moments if self.measure_scale else None)
+        moments = self.moments if self.measure_scale else None
+        export_autoencoder(self.network, folder, weights_of(state, "network"), moments)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
 from lso_lightning.networks.backbones import build_backbone
 from lso_lightning.networks.levels import Attribute
+from lso_lightning.networks.network_folder import load_network, save_network
 from lso_lightning.networks.resnet50 import ResNet50, fully_connected
 
 FORMAT = "lso-attributes-1"  #: what a folder's config.json says it is
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class AttributeNetwork(nn.Module):
@@ -93,12 +90,18 @@ def save_attribute_network(
         {"name": name, **asdict(attribute), "temperature": (temperatures or {}).get(name, 1.0)}
         for name, attribute in network.attributes.items()
     ]
-    state = network.state_dict() if weights is None else weights
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
     # a list: the order of the heads must survive whoever sorts the keys
-    config = {"format": FORMAT, **network.settings, "attributes": entries}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    settings = {**network.settings, "attributes": entries}
+    save_network(folder, FORMAT, settings, network.state_dict() if weights is None else weights)
+
+
+def _build(config: dict[str, Any]) -> AttributeNetwork:
+    attributes = {}
+    for entry in config["attributes"]:
+        settings = dict(entry)
+        name, _ = settings.pop("name"), float(settings.pop("temperature"))  # a bad one is told with the folder
+        attributes[name] = Attribute(**settings)
+    return AttributeNetwork(config["backbone"], attributes, config["hidden"])
 
 
 def load_attribute_network(folder: Path) -> tuple[AttributeNetwork, dict[str, float]]:
@@ -113,21 +116,6 @@ def load_attribute_network(folder: Path) -> tuple[AttributeNetwork, dict[str, fl
     Raises:
         UserError: no such folder, another format, or weights that do not fit.
     """
-    what = f"attribute network {folder}"
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise UserError(f"{what}: its {CONFIG} is not of format {FORMAT}; expected the export of a training")
-        entries = [dict(entry) for entry in config["attributes"]]
-        names, temperatures = ([entry.pop(key) for entry in entries] for key in ("name", "temperature"))
-        attributes = {name: Attribute(**entry) for name, entry in zip(names, entries, strict=True)}
-        network = AttributeNetwork(config["backbone"], attributes, config["hidden"])
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{what}: holds no {Path(error.filename or WEIGHTS).name}; expected the export of an attribute training, or"
-            " what `lso import-scorer` wrote"
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{what}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
-    return network.eval(), dict(zip(names, map(float, temperatures), strict=True))
+    source = "the export of an attribute training, or what `lso import-scorer` wrote"
+    network, config = load_network(folder, FORMAT, _build, "attribute network", source)
+    return network, {entry["name"]: float(entry["temperature"]) for entry in config["attributes"]}

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
 from lso_lightning.networks.backbones import build_backbone
+from lso_lightning.networks.network_folder import load_network, save_network
 
 FORMAT = "lso-identity-1"  #: what a folder's config.json says it is
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class IdentityNetwork(nn.Module):
@@ -61,10 +58,7 @@ def save_identity_network(network: IdentityNetwork, folder: Path, weights: Mappi
         folder: where to; made if it is not there.
         weights: a state dict to write instead of the network's own, say an average.
     """
-    state = network.state_dict() if weights is None else weights
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS)
-    (folder / CONFIG).write_text(json.dumps({"format": FORMAT, **network.settings}, indent=2) + "\n")
+    save_network(folder, FORMAT, network.settings, network.state_dict() if weights is None else weights)
 
 
 def load_identity_network(folder: Path) -> IdentityNetwork:
@@ -79,16 +73,7 @@ def load_identity_network(folder: Path) -> IdentityNetwork:
     Raises:
         UserError: no such folder, another format, or weights that do not fit.
     """
-    what = f"identity network {folder}"
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-        if not isinstance(config, dict) or config.get("format") != FORMAT:
-            raise UserError(f"{what}: its {CONFIG} is not of format {FORMAT}; expected the export of a training")
-        network = IdentityNetwork(config["backbone"], config["dim"])
-        network.load_state_dict(load_file(folder / WEIGHTS))
-    except FileNotFoundError as error:
-        name = Path(error.filename or WEIGHTS).name
-        raise UserError(f"{what}: holds no {name}; expected the export of an identity training") from None
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{what}: cannot be loaded ({' '.join(str(error).split())[:200]})") from None
-    return network.eval()
+    return load_network(
+        folder, FORMAT, lambda config: IdentityNetwork(config["backbone"], config["dim"]), "identity network",
+        "the export of an identity training",
+    )[0]  # fmt: skip
