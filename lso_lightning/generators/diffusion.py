@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lso_lightning.errors import UserError
 from lso_lightning.generators.autoencoder import Autoencoder
 from lso_lightning.generators.pretrained import load_unet
-from lso_lightning.generators.recompute import recomputed
-from lso_lightning.generators.schedule import Schedule
+from lso_lightning.generators.sampling import denoise, row_noise
+from lso_lightning.generators.schedule import Schedule, read_scheduler_config
 from lso_lightning.generators.shipped import folder_of
 from lso_lightning.generators.text_encoder import TextEncoder
 from lso_lightning.seeding import generator
@@ -69,7 +69,7 @@ class Diffusion(nn.Module):
                 f"generator {self.path}: its U-Net takes {self.unet.config['in_channels']} channels, its autoencoder"
                 f" has {self.autoencoder.channels}; expected as many (inpainting U-Nets do not work)"
             )
-        self.schedule = Schedule(self.path, scheduler, steps, eta)
+        self.schedule = Schedule(read_scheduler_config(self.path), scheduler, steps, eta, str(self.path))
         self.guidance, self.checkpointing, self.gradient_steps = guidance, checkpointing, gradient_steps
         self.size = self.unet.config["sample_size"] * self.autoencoder.factor  #: side in pixels of its images
         # moves with the module: a timestep from the CPU would make each U-Net call wait for the GPU
@@ -105,8 +105,7 @@ class Diffusion(nn.Module):
             ``(b, c, h, w)`` of N(0, 1).
         """
         shape = self.autoencoder.latent_shape(size or self.size)
-        draws = [torch.randn(shape, generator=generator(seed, "noise", int(row))) for row in rows]
-        return torch.stack(draws).to(self.unet.device)
+        return row_noise(shape, rows, seed).to(self.unet.device)
 
     def sample(
         self,
@@ -135,44 +134,16 @@ class Diffusion(nn.Module):
         """
         if rows is None and self.schedule.stochastic:
             raise UserError("sample rows: none given, but the steps of this scheduler draw noise for each")
-        generators = [generator(seed, "steps", int(row)) for row in ([] if rows is None else rows)]
-        scheduler, options = self.schedule.start(generators)
-        predict, conditions = self._conditioned(len(noise), text, unconditional, guidance)
-        trained = [weight for weight in self.unet.parameters() if weight.requires_grad]  # of an adapter, say
-        first = len(self.timesteps) - (self.gradient_steps or len(self.timesteps))
-        differentiable = torch.is_grad_enabled()
-        latents = noise * scheduler.init_noise_sigma
-        for i, (t, t_there) in enumerate(zip(scheduler.timesteps, self.timesteps, strict=True)):
-            with torch.set_grad_enabled(differentiable and i >= first):
-                inputs = (scheduler.scale_model_input(latents, t), t_there, *conditions)
-                # of the U-Net only: a scheduler's step changes the scheduler and must happen once
-                output = recomputed(predict, inputs, trained) if self.checkpointing else predict(*inputs)
-                latents = scheduler.step(output, t, latents, **options, return_dict=False)[0]
-        return latents
-
-    def _conditioned(
-        self, count: int, text: Tensor, unconditional: Tensor | None, guidance: Tensor | None
-    ) -> tuple[Callable[..., Tensor], tuple[Tensor, Tensor]]:
-        """A function of latents ``(b, c, h, w)``, a timestep and conditions, and these conditions."""
-        text, distilled = text.expand(count, -1, -1), self.unet.config["time_cond_proj_dim"]
-        guided = not distilled and (guidance is not None or self.guidance > 1)
-        weight = text.new_full((count,), self.guidance) if guidance is None else guidance
-        if distilled:  # it has learnt what guidance does and is told the weight (Meng et al. 2022, 2210.03142)
-            from diffusers.models.embeddings import get_timestep_embedding
-
-            weight = get_timestep_embedding(1000 * (weight - 1), distilled)
-        if guided:
-            unconditional = self.encode_text([""]) if unconditional is None else unconditional
-            text = torch.cat([unconditional.expand(count, -1, -1), text])
-            weight = weight.clamp(min=1).view(-1, 1, 1, 1)
-
-        def predict(latents: Tensor, t: Tensor, text: Tensor, weight: Tensor) -> Tensor:
-            if not guided:
-                return self.unet(latents, t, text, timestep_cond=weight if distilled else None).sample.float()
-            without, along = self.unet(torch.cat([latents, latents]), t, text).sample.float().chunk(2)
-            return without + weight * (along - without)
-
-        return predict, (text, weight)
+        weight = text.new_full((len(noise),), self.guidance) if guidance is None else guidance
+        if guidance is None and self.guidance <= 1:
+            unconditional = None
+        elif unconditional is None and not self.unet.config["time_cond_proj_dim"]:
+            unconditional = self.encode_text([""])
+        return denoise(
+            self.unet, self.schedule, self.timesteps, noise, text, unconditional, weight,
+            [generator(seed, "steps", int(row)) for row in ([] if rows is None else rows)], self.checkpointing,
+            self.gradient_steps,
+        )  # fmt: skip
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents ``(b, c, h, w)`` -> images ``(b, 3, h*f, w*f)`` in [0, 1] on the 8-bit grid, differentiable."""

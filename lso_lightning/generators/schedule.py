@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +24,45 @@ SCHEDULERS = (
 )  # fmt: skip
 
 
+def read_scheduler_config(folder: Path) -> dict[str, Any]:
+    """The noise levels of a pipeline folder, and what its U-Net predicts.
+
+    Args:
+        folder: with ``scheduler/scheduler_config.json``.
+
+    Raises:
+        UserError: none, or a damaged one.
+    """
+    path = folder / "scheduler" / "scheduler_config.json"
+    try:
+        config = json.loads(path.read_text())
+        if not isinstance(config["_class_name"], str):
+            raise TypeError(f"_class_name is {config['_class_name']!r}")
+        return config
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"scheduler {path}: cannot be read ({error}); fetch the folder again") from None
+
+
 class Schedule:
     """A scheduler with its timesteps set, to be run any number of times.
 
     Everything in it stays on the CPU, where reading a number never waits for a GPU.
 
     Args:
-        folder: pipeline folder with ``scheduler/scheduler_config.json``, which holds the noise levels and what the
-            U-Net predicts.
-        name: one of `SCHEDULERS`; None: the folder's own.
+        config: of a scheduler of diffusers: the noise levels and what the U-Net predicts.
+        name: one of `SCHEDULERS`; None: the config's own.
         steps: of the scheduler; of second order it calls the U-Net about twice a step.
         eta: share of fresh noise in each step of DDIM and TCD (1 is DDPM; Song et al. 2020, 2010.02502, eq. 16).
+        source: where the config is from, for messages.
 
     Raises:
-        UserError: no or a damaged config, an unknown scheduler, steps or an eta that it cannot take.
+        UserError: an unknown scheduler, a config, steps or an eta that it cannot take.
     """
 
-    def __init__(self, folder: Path, name: str | None, steps: int, eta: float) -> None:
-        path = folder / "scheduler" / "scheduler_config.json"
-        try:
-            config = json.loads(path.read_text())
-            name = (name or config["_class_name"]).removesuffix("Scheduler")
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"scheduler {path}: cannot be read ({error}); fetch the folder again") from None
+    def __init__(
+        self, config: Mapping[str, Any], name: str | None, steps: int, eta: float = 0.0, source: str = "the model"
+    ) -> None:
+        name = (name or config["_class_name"]).removesuffix("Scheduler")
         if name not in SCHEDULERS:
             raise UserError(f"scheduler {name}: expected one of {', '.join(SCHEDULERS)}.{near(name, SCHEDULERS)}")
         import diffusers
@@ -54,7 +71,7 @@ class Schedule:
         try:
             # as StableDiffusionPipeline corrects old configs: a clipped image has no meaning for latents
             self._scheduler = getattr(diffusers, f"{name}Scheduler").from_config(
-                config | {"clip_sample": False, "steps_offset": 1}
+                {**config, "clip_sample": False, "steps_offset": 1}
             )
             self._options = inspect.signature(self._scheduler.step).parameters
             if eta and "eta" not in self._options:
@@ -63,7 +80,7 @@ class Schedule:
             self.stochastic = self._rehearse()  #: whether steps draw noise
         except (ImportError, ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"scheduler {name} of {path}: cannot take {steps} steps ({reason})") from None
+            raise UserError(f"scheduler {name} of {source}: cannot take {steps} steps ({reason})") from None
         self.timesteps: Tensor = self._scheduler.timesteps  #: ``(n,)``, one for each call of the U-Net
 
     def start(self, generators: list[torch.Generator]) -> tuple[Any, dict[str, Any]]:

@@ -19,6 +19,8 @@ from torchmetrics import MeanMetric
 from lso_lightning.distributed import together
 from lso_lightning.errors import UserError
 from lso_lightning.generators import Autoencoder
+from lso_lightning.generators.sampling import denoise, row_noise
+from lso_lightning.generators.schedule import Schedule
 from lso_lightning.generators.text_encoder import TextEncoder
 from lso_lightning.models.latent_cache import LatentCache, cached_latents
 from lso_lightning.models.pipeline_folder import build_noise, build_unet, export_pipeline
@@ -195,15 +197,12 @@ class LatentDiffusion(Training):
             Images ``(b, 3, h, w)`` in [0, 1] on the 8-bit grid.
         """
         autoencoder, side = self.autoencoder.network, self.unet.config.sample_size
-        shape = (autoencoder.channels, side, side)
-        latents = torch.stack([torch.randn(shape, generator=generator(seed, "noise", row))
-                               for row in range(len(prompts))]).to(self.device)  # fmt: skip
-        text = self.text(["" for _ in prompts] + list(prompts))
-        scheduler = type(self.noise).from_config(self.noise.config)
-        scheduler.set_timesteps(steps)
-        for t in scheduler.timesteps:
-            without, along = self.unet(latents.repeat(2, 1, 1, 1), t.to(self.device), text).sample.chunk(2)
-            latents = scheduler.step(without + guidance * (along - without), t, latents).prev_sample
+        noise = row_noise((autoencoder.channels, side, side), range(len(prompts)), seed).to(self.device)
+        schedule = Schedule({**self.noise.config, "_class_name": "DDIM"}, None, steps)
+        latents = denoise(
+            self.unet, schedule, schedule.timesteps.to(self.device), noise, self.text(prompts),
+            self.text([""]) if guidance > 1 else None, noise.new_full((len(prompts),), guidance),
+        )  # fmt: skip
         return autoencoder.decode(latents)
 
     # ---- checkpoints and export -------------------------------------------------------------------------------------

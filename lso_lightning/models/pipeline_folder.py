@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
 from lso_lightning.generators.pretrained import load_unet
+from lso_lightning.generators.schedule import read_scheduler_config
 from lso_lightning.generators.shipped import folder_of
 from lso_lightning.models.vocabulary import write_tokenizer
 from lso_lightning.seeding import global_stream
@@ -83,12 +84,8 @@ def build_noise(folder: str | None, settings: dict[str, Any] | None, prediction:
         raise UserError(f"model.noise: {', '.join(unknown)} cannot be set; there are {', '.join(sorted(known))}")
     defaults: dict[str, Any] = dict(_NOISE)
     if folder is not None:
-        path = folder_of(folder) / "scheduler" / "scheduler_config.json"
-        try:
-            stored = json.loads(path.read_text())
-            defaults = {name: stored[name] for name in {*known, "prediction_type"} & stored.keys()}
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"scheduler {path}: cannot be read ({error}); fetch the folder again") from None
+        stored = read_scheduler_config(folder_of(folder))
+        defaults = {name: stored[name] for name in {*known, "prediction_type"} & stored.keys()}
     prediction = prediction or defaults.pop("prediction_type", "epsilon")
     if folder is None and prediction == "v_prediction":
         # begins at pure noise, where training did (Lin et al. 2023, 2305.08891); e says nothing about x there
