@@ -14,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 from torch import Tensor
+from torchmetrics.image.kid import poly_mmd
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -29,6 +31,7 @@ from datamodules.synthetic_faces import ATTRIBUTES, PARAMETERS, captions, render
 from lso_lightning.errors import UserError
 from lso_lightning.generators import Autoencoder, Diffusion
 from lso_lightning.images import eight_bit, encode_png, grid, to_uint8
+from lso_lightning.models.identity import compare_people
 from lso_lightning.objectives import AttributeScore, IdentitySimilarity
 
 ROOT = Path(__file__).parents[1]
@@ -76,22 +79,6 @@ def batched(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return torch.cat([function(part) for part in images.split(100)])
 
 
-def auc(same: np.ndarray, different: np.ndarray) -> float:
-    """Chance that a pair of one person is more alike than a pair of two (Mann-Whitney)."""
-    order = np.sort(different)
-    below, upto = np.searchsorted(order, same, "left"), np.searchsorted(order, same, "right")
-    return float((below + upto).mean() / 2 / len(order))
-
-
-def kid(left: Tensor, right: Tensor) -> float:
-    """Unbiased squared MMD of features ``(n, d)``, kernel ``(x.y / d + 1)^3`` (Binkowski et al. 2018, eq. 4)."""
-    left, right = left.double(), right.double()
-    n, m, d = len(left), len(right), left.shape[1]
-    ll, rr, lr = (((a @ b.T) / d + 1) ** 3 for a, b in ((left, left), (right, right), (left, right)))
-    within = (ll.sum() - ll.trace()) / (n * (n - 1)) + (rr.sum() - rr.trace()) / (m * (m - 1))
-    return float(within - 2 * lr.mean())
-
-
 class Miniature:
     """The folder's parts.
 
@@ -102,22 +89,28 @@ class Miniature:
     """
 
     def __init__(self, folder: Path, steps: int, guidance: float) -> None:
-        self.folder = folder
+        self.folder, self.steps, self.guidance = folder, steps, guidance
         self.autoencoder = Autoencoder(str(folder))
-        self.diffusion = Diffusion(str(folder), steps=steps, guidance=guidance)
-        self.identity = {n: IdentitySimilarity(str(folder / "identity" / n)) for n in ("constraint", "measured")}
+
+    @cached_property
+    def diffusion(self) -> Diffusion:
+        return Diffusion(str(self.folder), steps=self.steps, guidance=self.guidance)
+
+    @cached_property
+    def identity(self) -> dict[str, IdentitySimilarity]:
+        names = ("constraint", "measured")
+        return {name: IdentitySimilarity(str(self.folder / "identity" / name)) for name in names}
 
     def scorer(self, name: str, attribute: str = "smile") -> AttributeScore:
         return AttributeScore(str(self.folder / "scorers" / name), attribute)
 
     def value(self, name: str, attribute: str) -> Callable[[Tensor], Tensor]:
         """Pictures to what a classifier reads off them, in the parameter's unit."""
-        scorer, parameter = self.scorer(name, attribute), PARAMETERS[COLUMN[attribute]]
-        if parameter.names:
-            return lambda images: scorer.logits(images).argmax(1).float()
-        return lambda images: (
-            parameter.low + (parameter.high - parameter.low) * scorer(images) / (scorer.logits(images).shape[1] - 1)
-        )
+        scorer = self.scorer(name, attribute)
+        levels = scorer.network.attributes[attribute]
+        if levels.ordered:
+            return lambda images: levels.value(scorer(images))
+        return lambda images: scorer.logits(images).argmax(1).float()
 
     @torch.no_grad()
     def sample(self, prompts: list[str], seed: int) -> Tensor:
@@ -174,13 +167,9 @@ def measure_identity(parts: Miniature, people: int, each: int = 4) -> Table:
     """Same or another person, unseen people, everything else varied."""
     who = torch.arange(people).repeat_interleave(each)
     images = eight_bit(render(sample_faces(len(who), UNSEEN, identities=who), SIZE))
-    same = who[:, None] == who[None, :]
-    upper = torch.ones_like(same).triu(1)
     rows: Table = []
     for name, network in parts.identity.items():
-        embedded = batched(network.embed, images)
-        cosine = embedded @ embedded.T
-        area = auc(cosine[same & upper].numpy(), cosine[~same & upper].numpy())
+        area = compare_people(batched(network.embed, images), who)["auc"]
         rows.append((f"identity network ({name}): AUC", ">= .98", area, f"{people} unseen people x {each} pictures"))
     return rows
 
@@ -212,8 +201,8 @@ def measure_samples(parts: Miniature, count: int) -> Table:
     samples = parts.sample(captions(parameters), 1)
     trips = batched(lambda x: parts.autoencoder.decode(parts.autoencoder.encode(x)), others)
     judge = parts.scorer("judge")
-    features = [batched(judge.features, part) for part in (images, trips, samples, others)]
-    trip, sample, chance = (kid(part, features[0]) for part in features[1:])
+    features = [batched(judge.features, part).double() for part in (images, trips, samples, others)]
+    trip, sample, chance = (float(poly_mmd(features[0], part)) for part in features[1:])
     embedded = [batched(parts.identity["measured"].embed, part) for part in (images, samples)]
     spread = [float(1 - (e @ e.T)[~torch.eye(len(e), dtype=torch.bool)].mean()) for e in embedded]
     how = f"judge features, {count} pictures, against {count} renders"
@@ -248,8 +237,9 @@ def main() -> None:
     }
     table: Table = []
     for name in args.only or measures:
-        table += measures[name]()
-        print("\n".join(f"{value:8.4f}  {goal:>18}  {what}" for what, goal, value, _ in table), flush=True)
+        rows = measures[name]()
+        print("\n".join(f"{value:8.4f}  {goal:>18}  {what}" for what, goal, value, _ in rows), flush=True)
+        table += rows
     if args.only or args.folder != MINIATURE:
         return
     command = f"python benchmarks/miniature.py --steps {args.steps} --guidance {args.guidance:g}"

@@ -10,8 +10,8 @@ import pytest
 from datamodules.epoch_plan import TrainBatches, pair_order
 from datamodules.identity_pairs import IdentityPairs
 from lso_lightning.errors import UserError
-from tests.datamodules.packed import pack_by_hand, seen, train
-from tests.fits import learnt, load, main, same
+from tests.datamodules.packed import pack_by_hand, pack_people, seen, train
+from tests.fits import learnt, load, same
 
 PEOPLE = np.repeat([4.0, 7.0, 1.0, 9.0], [3, 4, 1, 2])
 OFTEN = "--last_checkpoint.every_seconds=0.000001"
@@ -21,10 +21,7 @@ ALIKE = "--data.alike=[hair_colour, skin_tone]"
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "people"
-    main(["pack", "--synthetic=80", str(folder), "--pictures_per_person=4", "--size=16", "--shards=2", "--val=0.3",
-          "--workers=1"])  # fmt: skip
-    return folder
+    return pack_people(tmp_path_factory.mktemp("data") / "people", 80)
 
 
 def person(key: str) -> int:

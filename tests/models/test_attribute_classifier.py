@@ -21,7 +21,7 @@ from lso_lightning.objectives import AttributeScore
 from tests.factories import face_photos, pictures
 from tests.fits import learnt, load, main, same
 from tests.models.labelled import Labelled, fit
-from tests.models.toys import Recorder, sgd, weights
+from tests.models.toys import Recorder, require_seeded_weights, sgd, weights
 
 AVERAGE = ["--trainer.callbacks+=callbacks.ema.EMA", "--trainer.callbacks.decay=0.8"]
 EXPORT = ["--trainer.callbacks+=callbacks.export_weights.ExportWeights"]
@@ -215,11 +215,7 @@ def test_it_learns_and_measures_what_it_learnt(run: Path) -> None:
 
 
 def test_the_seed_makes_the_first_weights_whatever_was_drawn_before() -> None:
-    torch.manual_seed(1)
-    first, state = weights(module(seed=2)), torch.get_rng_state()
-    assert torch.equal(state, torch.manual_seed(1).get_state())
-    second, third = weights(module(seed=2)), weights(module(seed=3))
-    assert same(first, second) and not same(first, third)
+    require_seeded_weights(module)
 
 
 @pytest.mark.parametrize(

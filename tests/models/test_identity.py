@@ -21,10 +21,10 @@ from lso_lightning.models.identity import compare_people, supervised_contrastive
 from lso_lightning.networks import Corruptions
 from lso_lightning.networks.identity import load_identity_network
 from lso_lightning.objectives import IdentitySimilarity
-from tests.datamodules.packed import pack_by_hand
+from tests.datamodules.packed import pack_by_hand, pack_people
 from tests.factories import pictures
 from tests.fits import QUIET, learnt, load, main, same
-from tests.models.toys import Recorder, sgd, weights
+from tests.models.toys import Recorder, require_seeded_weights, sgd, weights
 
 AVERAGE = ["--trainer.callbacks+=callbacks.ema.EMA", "--trainer.callbacks.decay=0.8"]
 EXPORT = ["--trainer.callbacks+=callbacks.export_weights.ExportWeights"]
@@ -34,10 +34,7 @@ TINY = {"kind": "plain", "widths": [8], "size": 16}
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "people"
-    main(["pack", "--synthetic=64", str(folder), "--pictures_per_person=4", "--size=16", "--shards=2", "--val=0.3",
-          "--workers=1"])  # fmt: skip
-    return folder
+    return pack_people(tmp_path_factory.mktemp("data") / "people", 64)
 
 
 def fit(run: Path, people: Path, *more: str, command: str = "fit") -> None:
@@ -199,11 +196,7 @@ def test_corruptions_are_for_training_only(people: Path) -> None:
 
 
 def test_the_seed_makes_the_first_weights_whatever_was_drawn_before() -> None:
-    torch.manual_seed(1)
-    first, state = weights(module(seed=2)), torch.get_rng_state()
-    assert torch.equal(state, torch.manual_seed(1).get_state())
-    second, third = weights(module(seed=2)), weights(module(seed=3))
-    assert same(first, second) and not same(first, third)
+    require_seeded_weights(module)
 
 
 def test_what_cannot_be_trained_is_refused(people: Path, run: Path, tmp_path: Path, capsys: Any) -> None:

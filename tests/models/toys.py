@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lso_lightning.models import VAEFinetune
 from tests.factories import pictures, tiny_autoencoder
-from tests.fits import QUIET, main
+from tests.fits import QUIET, main, same
 
 
 class Pictures(L.LightningDataModule):
@@ -109,6 +110,15 @@ def take_steps(module: VAEFinetune, steps: int = 1, **trainer: Any) -> Recorder:
 def weights(module: nn.Module) -> dict[str, Tensor]:
     """A copy of all weights."""
     return {name: weight.detach().clone() for name, weight in module.named_parameters()}
+
+
+def require_seeded_weights(make: Callable[..., nn.Module]) -> None:
+    """First weights follow from the seed, whatever was drawn before, and nothing is drawn from the global state."""
+    torch.manual_seed(1)
+    first, state = weights(make(seed=2)), torch.get_rng_state()
+    assert torch.equal(state, torch.manual_seed(1).get_state())
+    second, third = weights(make(seed=2)), weights(make(seed=3))
+    assert same(first, second) and not same(first, third)
 
 
 def moved(module: VAEFinetune, before: dict[str, Tensor]) -> set[str]:
