@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from datamodules.tar_headers import DAMAGED, LARGEST, headers
 from lso_lightning.errors import UserError
 from lso_lightning.images import SUFFIXES
+from lso_lightning.tar_headers import DAMAGED, LARGEST, headers
 
 _LONGEST = 80  # bytes of a key: with `.structure.png` it must fit a plain tar header's 100
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}

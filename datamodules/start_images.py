@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from lightning import LightningDataModule
@@ -12,69 +10,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.scores_file import is_number, read_scores
-from datamodules.tar_headers import DAMAGED, LARGEST, headers
 from datamodules.typicality import Typicality
 from lso_lightning.errors import UserError
-from lso_lightning.images import MIN_SIDE, SUFFIXES, from_uint8, read_image
+from lso_lightning.images import MIN_SIDE, from_uint8
+from lso_lightning.picture_files import PictureFile, picture_files
 
 
-def _folder(path: Path) -> dict[str, Path]:
-    return {p.name: p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES}
-
-
-class _Member(NamedTuple):
-    """Where a file lies in a shard; nothing is ever unpacked, so its name is a name and no path."""
-
-    shard: Path
-    offset: int
-    size: int
-
-    def read(self, name: str) -> bytes:
-        if self.size > LARGEST:
-            raise UserError(f"{self.shard}: {name} has {self.size} bytes, expected at most {LARGEST}")
-        with self.shard.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-
-def _shards(shards: list[Path]) -> dict[str, tuple[_Member, _Member | None]]:
-    """Pictures of WebDataset shards: file name -> (picture, its .json or None).
-
-    Only headers are read, so that a few start images of a large dataset cost seconds. webdataset's own reader would
-    read everything, and run as a command what a file name like ``pipe:... .tar`` says.
-    """
-    pictures: dict[str, tuple[_Member, str]] = {}
-    labels: dict[str, _Member] = {}
-    for shard in shards:
-        try:
-            for info in headers(shard):
-                folder, _, name = info.name.rpartition("/")
-                stem, _, suffix = name.partition(".")  # WebDataset: a sample's files agree up to the first dot
-                sample = f"{shard}:{folder}/{stem}"
-                if not info.isreg() or info.issparse():
-                    continue
-                member = _Member(shard, info.offset_data, info.size)
-                if suffix.lower() == "json":
-                    labels[sample] = member
-                elif f".{suffix.lower()}" in SUFFIXES:
-                    if info.name in pictures:
-                        raise UserError(f"data.source {shard}: a second {info.name}; file names must be unique")
-                    pictures[info.name] = member, sample
-        except DAMAGED as error:
-            raise UserError(f"data.source {shard}: a damaged or compressed .tar ({error}); pack it again") from None
-    return {key: (member, labels.get(sample)) for key, (member, sample) in pictures.items()}
-
-
-def _score(label: _Member, key: str) -> float | None:
+def _score(file: PictureFile) -> float | None:
     """The number ``score`` of a sample's JSON, if it has one."""
-    try:
-        table = json.loads(label.read(f"{key}'s .json"))
-    except ValueError as error:
-        raise UserError(f"{label.shard}: the .json of {key} is no JSON ({error})") from None
-    score = table.get("score") if isinstance(table, dict) else None
-    if score is not None and not is_number(score):
-        raise UserError(f"{label.shard}: the .json of {key} has score {score!r}, expected a finite number")
-    return score
+    score = file.score()
+    if score is None or is_number(score):
+        return score  # type: ignore[return-value]
+    raise UserError(f"{file.path}: the .json of {file.key} has score {score!r}, expected a finite number")
 
 
 class StartImages(LightningDataModule):
@@ -91,7 +38,8 @@ class StartImages(LightningDataModule):
         score_range: ``[min, max)``: only start images with a score in it (say, faces that do not smile yet).
         keys: only these file names, in this order; a name given twice is one row.
         count: at most so many rows, the first ones by file name.
-        like: folder of pictures of the kind expected; a start image unlike them (say, no face at all) is refused.
+        like: folder or shards of pictures of the kind expected; a start image unlike them (say, no face at all) is
+            refused.
 
     Raises:
         UserError: missing source, no matching image, an unknown key, a picture that cannot be read.
@@ -143,30 +91,12 @@ class StartImages(LightningDataModule):
             )
 
     def _select(self) -> list[tuple[str, Tensor]]:
-        source = self.source
-        if not source.exists():
-            raise UserError(f"data.source {source}: no such file or folder")
-        scores = self._read_scores()
-        if source.is_dir() and not (shards := sorted(source.glob("*.tar"))):
-            files = _folder(source)
-            if not files:
-                raise UserError(f"data.source {source}: holds neither pictures ({', '.join(SUFFIXES)}) nor .tar shards")
-            chosen = self._filter({key: scores.get(key) for key in files})
-            return [(key, read_image(files[key], self.size)) for key in chosen]
-        if source.suffix.lower() != ".tar" and source.is_file():
-            self._filter({source.name: scores.get(source.name)})
-            return [(source.name, read_image(source, self.size))]
-        members = _shards([source] if source.is_file() else shards)
-        if not members:
-            raise UserError(f"data.source {source}: its shards hold no pictures (KEY{', KEY'.join(SUFFIXES)})")
-        labels = {key: scores.get(key) for key in members}
+        files, scores = picture_files(self.source, "data.source"), self._read_scores()
+        labels = {key: scores.get(key) for key in files}
         if self.score_range is not None:
-            wanted = members if self.only is None else {key: members[key] for key in self.only if key in members}
-            for key, (_, label) in wanted.items():
-                if labels[key] is None and label is not None:
-                    labels[key] = _score(label, key)
-        chosen = self._filter(labels)
-        return [(k, read_image(members[k][0].read(k), self.size, name=f"{members[k][0].shard}:{k}")) for k in chosen]
+            wanted = files if self.only is None else {key: files[key] for key in self.only if key in files}
+            labels |= {key: _score(file) for key, file in wanted.items() if labels[key] is None}
+        return [(key, files[key].read(self.size)) for key in self._filter(labels)]
 
     def _read_scores(self) -> dict[str, float]:
         return {} if self.scores_file is None else read_scores("data.scores", self.scores_file)

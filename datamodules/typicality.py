@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lso_lightning.errors import UserError
-from lso_lightning.images import SUFFIXES, from_uint8, read_image
+from lso_lightning.images import from_uint8
+from lso_lightning.picture_files import picture_files
 
 _SIDE = 64  # pixels at which pictures are compared, at most
 _FEWEST = 32  # pictures that can say what is usual
@@ -43,7 +44,7 @@ class Typicality:
     thumbnail's contrast outside the main directions of the reference (eigenfaces, Turk, Pentland 1991).
 
     Args:
-        folder: pictures of the kind expected, aligned alike (faces cropped the same way).
+        folder: pictures, or shards of pictures, of the kind expected, aligned alike (faces cropped the same way).
         size: side in pixels of the pictures to be judged, which limits the detail that can be compared.
 
     Raises:
@@ -52,10 +53,10 @@ class Typicality:
 
     def __init__(self, folder: str, size: int = _SIDE) -> None:
         path = Path(folder).expanduser()
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else []
+        files = picture_files(path, "data.like").values()
         if len(files) < _FEWEST:
-            raise UserError(f"data.like {path}: a folder of at least {_FEWEST} pictures is needed (found {len(files)})")
-        images = from_uint8(torch.stack([read_image(f, min(size, _SIDE) // 8 * 8) for f in files]))
+            raise UserError(f"data.like {path}: {len(files)} found, at least {_FEWEST} pictures are needed")
+        images = from_uint8(torch.stack([file.read(min(size, _SIDE) // 8 * 8) for file in files]))
         self.count = len(files)
         self.contrast = float(_thumbnails(images).norm(dim=1).min())
         self.detail = float(_detail(images).min())

@@ -21,7 +21,8 @@ class GaussianDensity(nn.Module):
     low-rank part says how real pictures vary together; the noise keeps every direction possible.
 
     Args:
-        images: folder of real pictures to fit on (their labels play no role); none of them needs to be a start image.
+        images: folder or shards of real pictures to fit on (their labels play no role); none of them needs to be a
+            start image.
         rank: directions kept; fewer when there are fewer pictures, so that half of the encodings' directions tell the
             noise (with none left it would be 0, and every other picture infinitely far away).
         quantile: :meth:`project` keeps ``z`` inside the radius that holds this share of the density.

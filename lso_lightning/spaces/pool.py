@@ -1,4 +1,4 @@
-"""A folder of real pictures, encoded: what a density and a first direction are fitted on."""
+"""Real pictures, encoded: what a density and a first direction are fitted on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
-from lso_lightning.images import SUFFIXES, from_uint8, read_image
+from lso_lightning.images import from_uint8
+from lso_lightning.picture_files import picture_files
 
 FEWEST = 8  # pictures from which anything can be fitted
 
@@ -41,10 +42,10 @@ def encode_folder(
     count: int | None = None,
     batch: int = 8,
 ) -> Pool:
-    """Encode the pictures of a folder.
+    """Encode the pictures of a folder or of shards.
 
     Args:
-        folder: pictures, read by file name.
+        folder: pictures or WebDataset shards, read by file name.
         encode: images ``(b, 3, size, size)`` -> ``z (b, dim)``.
         size: pixels per side.
         device: where the encoder is.
@@ -53,22 +54,20 @@ def encode_folder(
         batch: pictures encoded at once.
 
     Raises:
-        UserError: no such folder, or fewer than 8 pictures in it.
+        UserError: nothing there, or fewer than 8 pictures in it.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of reference pictures")
-    files = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES][:count]
+    files = list(picture_files(folder, "reference pictures").values())[:count]
     if len(files) < FEWEST:
         raise UserError(f"{folder}: {len(files)} reference pictures, expected at least {FEWEST}")
     codes, mirrored, scores = [], [], []
     for i in range(0, len(files), batch):
-        images = from_uint8(torch.stack([read_image(f, size) for f in files[i : i + batch]])).to(device)
+        images = from_uint8(torch.stack([file.read(size) for file in files[i : i + batch]])).to(device)
         codes.append(encode(images))
         mirrored.append(encode(images.flip(-1)))
         if objective is not None:
             scores.append(objective(images).float())
     measured = torch.cat(scores) if scores else torch.empty(0, device=device)
-    return Pool([f.name for f in files], torch.cat(codes), torch.cat(mirrored), measured)
+    return Pool([file.key for file in files], torch.cat(codes), torch.cat(mirrored), measured)
 
 
 class PoolDirection(nn.Module):
@@ -82,7 +81,7 @@ class PoolDirection(nn.Module):
     The objective scores every picture of the pool once; these queries are counted and archived as round -2.
 
     Args:
-        images: folder of real pictures, cropped like the start images.
+        images: folder or shards of real pictures, cropped like the start images.
         share: of the pictures that count as high.
         strength: length of the step, in units of the difference; 1 takes an average low picture to an average high one.
         sharpness: exponent of the weights.

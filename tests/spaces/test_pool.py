@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lso_lightning.errors import UserError
 from lso_lightning.spaces.pool import Pool, PoolDirection, encode_folder
+from tests.datamodules.packed import pack_by_hand
 from tests.factories import Brightness, face_photos
 
 CPU = torch.device("cpu")
@@ -33,14 +35,26 @@ def test_pictures_and_their_mirror_images(tmp_path: Path) -> None:
     torch.testing.assert_close(pool.codes.unflatten(1, (3, 4, 4)).flip(-1).flatten(1), pool.mirrored)
 
 
-@pytest.mark.parametrize("n", [0, 7])
-def test_too_few_pictures_are_refused(tmp_path: Path, n: int) -> None:
-    folder = face_photos(tmp_path / "photos", n or 1, 16)
-    if n == 0:
-        next(folder.iterdir()).unlink()
-    with pytest.raises(UserError, match=f"{n} reference pictures, expected at least 8"):
+def test_shards_are_pools(tmp_path: Path) -> None:
+    packed = pack_by_hand(tmp_path / "packed", structure=True)
+    loose = tmp_path / "loose"
+    for shard in packed.glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            wanted = [m for m in tar if m.name.endswith(".png") and "structure" not in m.name]
+            tar.extractall(loose, wanted, filter="data")
+    pool, expected = (encode_folder(folder, coarse, 16, CPU, Brightness()) for folder in (packed, loose))
+    assert pool.keys == expected.keys and len(pool.keys) == 23
+    assert torch.equal(pool.codes, expected.codes) and torch.equal(pool.scores, expected.scores)
+
+
+def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
+    folder = face_photos(tmp_path / "photos", 7, 16)
+    with pytest.raises(UserError, match="7 reference pictures, expected at least 8"):
         encode_folder(folder, coarse, 16, CPU)
-    with pytest.raises(UserError, match="nowhere: no such folder"):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"reference pictures.*empty: holds neither pictures"):
+        encode_folder(tmp_path / "empty", coarse, 16, CPU)
+    with pytest.raises(UserError, match="nowhere: no such file or folder"):
         encode_folder(tmp_path / "nowhere", coarse, 16, CPU)
 
 
