@@ -26,14 +26,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lso_lightning.checkpoint_io import read_checkpoint
 from lso_lightning.errors import UserError
+from lso_lightning.generators import load_network
+from lso_lightning.models import export_autoencoder
+from lso_lightning.models.pipeline_folder import without_shift
 
 #: stage -> what of its export goes where in the miniature: (folder in the export, folder in the miniature)
 STAGES: dict[str, list[tuple[str, str]]] = {
     "vae": [],
     "vae_details": [(".", "vae")],
     "clip": [("clip", "clip"), ("text_encoder", "text_encoder"), ("tokenizer", "tokenizer")],
-    # a whole pipeline: brings the same autoencoder (its shift folded into the weights) and text encoder once more
+    # a whole pipeline: brings the autoencoder of vae_details (its shift folded into the weights) and the text encoder
     "unet": [(".", ".")],
+    "vae_decoder": [],  # its decoder goes into vae/, see `put_decoder`
     "objective": [(".", "scorers/objective")],
     "guard": [(".", "scorers/guard")],
     "judge": [(".", "scorers/judge")],
@@ -66,7 +70,23 @@ def relative(value: Any, runs: Path) -> Any:
         return {key: relative(item, runs) for key, item in value.items()}
     if isinstance(value, list):
         return [relative(item, runs) for item in value]
-    return value.replace(f"{runs.resolve()}/", "") if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return value.replace(f"{runs.resolve()}/", "").replace(f"{runs}/", "")
+
+
+def put_decoder(runs: Path, folder: Path) -> None:
+    """Write the autoencoder whose decoder learnt on while the U-Net learnt its latents.
+
+    Raises:
+        UserError: its encoder is another one, so that its latents are not those of the U-Net.
+    """
+    before, after = (load_network(str(runs / stage / "export")) for stage in ("vae_details", "vae_decoder"))
+    weights = after.encoder.state_dict()
+    same = all(torch.equal(weight, weights[name]) for name, weight in before.encoder.state_dict().items())
+    if not same or before.config.scaling_factor != after.config.scaling_factor:
+        raise UserError(f"{runs / 'vae_decoder'}: not the encoder of vae_details, whose latents the U-Net knows")
+    export_autoencoder(without_shift(after), folder)
 
 
 def origin(stage: str, runs: Path) -> dict[str, Any]:
@@ -101,6 +121,8 @@ def assemble(runs: Path, target: Path) -> None:
     for stage in finished:
         for source, place in STAGES[stage]:
             shutil.copytree(runs / stage / "export" / source, new / place, dirs_exist_ok=True)
+    if "vae_decoder" in finished:
+        put_decoder(runs, new / "vae")
     for path in new.rglob("*.safetensors"):
         halve(path)
     files = {p.relative_to(new).as_posix(): p for p in sorted(new.rglob("*")) if p.is_file()}

@@ -1,4 +1,4 @@
-"""Features of an autoencoder's encoder: a perceptual network that is always there, offline."""
+"""Features for perceptual distances that need no download: of an autoencoder's encoder, or of a classifier."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lso_lightning.generators import load_network
+from lso_lightning.generators.shipped import folder_of
+from lso_lightning.networks.attribute_network import load_attribute_network
 from lso_lightning.networks.frozen import Frozen
 
 
@@ -54,6 +56,30 @@ class EncoderFeatures(NetworkFeatures):
 
     def __init__(self, folder: str) -> None:
         super().__init__(load_network(folder))
+
+
+class ClassifierFeatures(Frozen):
+    """Activations of an attribute classifier's backbone, one for each resolution.
+
+    What a classifier looks at, a small mouth say, counts for little in pixels and for much in its features, as LPIPS
+    found for networks that name objects (Zhang et al. 2018, 1801.03924).
+
+    Args:
+        folder: export of an attribute training, what `lso import-scorer` wrote, or a shipped one by name. Not the one
+            that a search maximises or is judged by: what is built to please it is no longer measured by it.
+
+    Raises:
+        UserError: an unusable folder.
+    """
+
+    network: Any
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(load_attribute_network(folder_of(folder))[0].backbone)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images ``(b, 3, h, w)`` in [0, 1] -> features ``(b, c, h', w')``, fine to coarse."""
+        return self.network.maps(images)
 
 
 class Pooled(Frozen):

@@ -99,14 +99,24 @@ class Backbone(nn.Module):
         self.layers = nn.Sequential(*_KINDS[kind](list(widths)))
         self.dim = widths[-1] * cells**2  #: numbers in one image's features
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``(b, 3, h, w)`` in [0, 1] -> features ``(b, dim)`` float32."""
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Images ``(b, 3, h, w)`` in [0, 1] -> maps of each resolution ``(b, c, h', w')``, fine to coarse."""
         side = (self.size, self.size)
         if images.shape[-2:] != side:
             images = F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
         # channels last: the same numbers to float rounding, a quarter faster on CPU
-        features = self.layers((images * 2 - 1).contiguous(memory_format=torch.channels_last))
-        return F.adaptive_avg_pool2d(features.float(), self.cells).flatten(1)
+        x = self.layers[0]((images * 2 - 1).contiguous(memory_format=torch.channels_last))
+        maps = [x]
+        for layer in list(self.layers)[1:]:
+            x = layer(x)
+            if x.shape[-2:] != maps[-1].shape[-2:]:
+                maps.append(x)
+            maps[-1] = x
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(b, 3, h, w)`` in [0, 1] -> features ``(b, dim)`` float32."""
+        return F.adaptive_avg_pool2d(self.maps(images)[-1].float(), self.cells).flatten(1)
 
 
 def build_backbone(config: dict[str, Any]) -> Backbone:

@@ -63,12 +63,19 @@ class ResNet50(nn.Module):
         """Keep the statistics of BatchNorm as they came."""
         return super().train(False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images ``(b, 3, h, w)`` in [0, 1] -> features ``(b, dim)``."""
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Images ``(b, 3, h, w)`` in [0, 1] -> activations of the four levels ``(b, c, h', w')``, fine first."""
         side = (self.size, self.size)
         if images.shape[-2:] != side:
             images = F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
         x = (images - images.new_tensor(_MEAN).view(3, 1, 1)) / images.new_tensor(_STD).view(3, 1, 1)
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.stem(x.mean((2, 3)))
+        maps = []
+        for level in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = level(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images ``(b, 3, h, w)`` in [0, 1] -> features ``(b, dim)``."""
+        return self.stem(self.maps(images)[-1].mean((2, 3)))

@@ -31,6 +31,20 @@ def test_features_of_an_image_depend_on_it_alone(kind: str) -> None:
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
+@pytest.mark.parametrize(("kind", "sides"), [("residual", [16, 8, 4]), ("plain", [8, 4]), ("convnext", [4, 2])])
+def test_maps_are_the_last_activations_of_each_resolution(kind: str, sides: list[int]) -> None:
+    network, images = tiny(kind), pictures(2, 40)
+    seen: list[torch.Tensor] = []
+    for layer in network.layers:
+        layer.register_forward_hook(lambda module, args, out: seen.append(out))
+    maps = network.maps(images)
+    assert [tuple(part.shape[2:]) for part in maps] == [(side, side) for side in sides]
+    for part in maps:
+        last = [x for x in seen if x.shape[2:] == part.shape[2:]][-1]
+        assert torch.equal(part, last)
+    assert torch.equal(network(images), F.adaptive_avg_pool2d(maps[-1], network.cells).flatten(1))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_resizes_by_itself_and_lets_gradients_through(kind: str) -> None:
     network, images = tiny(kind), pictures(2, 40).requires_grad_()

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from lso_lightning.errors import UserError
-from lso_lightning.models import EncoderFeatures
+from lso_lightning.models import ClassifierFeatures, EncoderFeatures
 from lso_lightning.networks import LPIPS, PerceptualLoss
+from lso_lightning.networks.attribute_network import AttributeNetwork, save_attribute_network
+from lso_lightning.networks.levels import Attribute
 from lso_lightning.networks.perceptual import feature_distance
 from tests.factories import pictures, tiny_autoencoder
 
@@ -40,6 +42,22 @@ def test_features_of_an_encoder(tmp_path: Path, kind: str) -> None:
     loss(images, images.detach().flip(0)).sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0
     assert not list(loss.state_dict()) and not any(weight.requires_grad for weight in loss.parameters())
+
+
+def test_features_of_a_classifier(tmp_path: Path) -> None:
+    network = AttributeNetwork(
+        {"kind": "plain", "widths": [8, 16], "size": 16}, {"smile": Attribute(4, -1.0, 1.0)}
+    )
+    save_attribute_network(network, tmp_path)
+    features = ClassifierFeatures(str(tmp_path))
+    images = pictures(2, 32).requires_grad_()
+    assert [tuple(feature.shape) for feature in features(images)] == [(2, 8, 8, 8), (2, 16, 4, 4)]
+    for part, expected in zip(features(images), network.backbone.maps(images), strict=True):
+        assert torch.equal(part, expected)
+    PerceptualLoss(features)(images, images.detach().flip(0)).sum().backward()
+    assert images.grad is not None and images.grad.abs().sum() > 0
+    with pytest.raises(UserError, match="nowhere"):
+        ClassifierFeatures(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderTiny"])
