@@ -1,15 +1,15 @@
-# make demo | test | lint | bench | miniature      variables: PYTHON (interpreter of the new .venv), REAL (photographs)
+# make demo | photos | test | lint | bench | miniature      variables: PYTHON (for the new .venv), REAL (photographs)
 PYTHON ?= python3
 ENV := .venv
 STAMP := $(ENV)/.installed
 BIN := $(ENV)/bin
 
-# photographs beside the checkout are used by the tests when they are there; demo and bench want them named
+# photographs beside the checkout are used by the tests when they are there; photos and bench want them named
 REAL_FOR_TESTS := $(if $(REAL),$(REAL),$(wildcard ../shared/real))
 NO_RACE := __init__ results_file assemble_miniature
 BENCHMARKS := $(filter-out $(NO_RACE:%=benchmarks/%.py),$(wildcard benchmarks/*.py))
 
-.PHONY: demo test lint bench require-real
+.PHONY: demo photos test lint bench require-real
 
 $(STAMP): setup.cfg requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(ENV)
@@ -20,9 +20,16 @@ require-real:
 	@test -n "$(REAL)" || { echo "make $(MAKECMDGOALS) needs photographs: make $(MAKECMDGOALS) REAL=path/to/folder" >&2; exit 1; }
 	@test -d "$(REAL)" || { echo "make $(MAKECMDGOALS): there is no folder $(REAL)" >&2; exit 1; }
 
-# the order matters: nothing is installed before REAL is known to be there
-demo: | require-real $(STAMP)
-	$(BIN)/python benchmarks/real_photos.py --real "$(REAL)" --out runs/demo
+# drawn faces made to smile on the generator that the package carries; killed, the same command goes on
+demo: $(STAMP)
+	$(BIN)/lso pack --synthetic 1000 runs/demo-faces --size 64 --seed 7 --val 0.1 --shards 1
+	$(BIN)/lso fit --config optimize/autoencoder_gradient --config overlay/miniature --config overlay/miniature_smile --ckpt_path last
+	$(BIN)/lso render runs/demo
+	@echo "before above after: runs/demo/render/grid.png"
+
+# the same for photographs; the order matters: nothing is installed before REAL is known to be there
+photos: | require-real $(STAMP)
+	$(BIN)/python benchmarks/real_photos.py --real "$(REAL)" --out runs/photos
 
 test: $(STAMP)
 	LSO_REAL="$(REAL_FOR_TESTS)" $(BIN)/python -m pytest

@@ -36,7 +36,7 @@ def make(checkout: Path, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["make", *args], cwd=checkout, env=environment, check=False, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("goal", ["demo", "bench"])
+@pytest.mark.parametrize("goal", ["photos", "bench"])
 def test_missing_photographs_are_said_before_anything_is_done(checkout: Path, goal: str) -> None:
     (checkout / ".venv" / ".installed").unlink()
     for real in ([], ["REAL=nowhere"]):
@@ -45,10 +45,18 @@ def test_missing_photographs_are_said_before_anything_is_done(checkout: Path, go
         assert (f"make {goal} REAL=path/to/folder" if not real else "no folder nowhere") in done.stderr
 
 
-def test_demo_takes_a_relative_folder(checkout: Path) -> None:
-    done = make(checkout, "demo", "REAL=my real")
+def test_photos_takes_a_relative_folder(checkout: Path) -> None:
+    done = make(checkout, "photos", "REAL=my real")
     assert done.returncode == 0, done.stderr
-    assert "RAN benchmarks/real_photos.py --real my real --out runs/demo" in done.stdout
+    assert "RAN benchmarks/real_photos.py --real my real --out runs/photos" in done.stdout
+
+
+def test_demo_needs_nothing(checkout: Path) -> None:
+    (checkout / ".venv" / "bin" / "lso").symlink_to("python")
+    done = make(checkout, "demo")
+    assert done.returncode == 0, done.stderr
+    ran = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("RAN ")]
+    assert ran == ["pack", "fit", "render"]
 
 
 def test_bench_runs_every_benchmark_with_the_options_it_has(checkout: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,10 @@ def generator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     return Autoencoder(str(tiny_autoencoder(tmp_path_factory.mktemp("vae"), request.param)))
 
 
-def space_of(generator: Autoencoder, size: int = 32, keep_detail: bool = False) -> AutoencoderSpace:
-    space = AutoencoderSpace(generator, keep_detail=keep_detail)
+def space_of(
+    generator: Autoencoder, size: int = 32, keep_detail: bool = False, fade: float | None = None
+) -> AutoencoderSpace:
+    space = AutoencoderSpace(generator, keep_detail=keep_detail, fade=fade)
     space.configure(size)
     return space
 
@@ -51,15 +54,34 @@ def test_flat_coordinates_are_the_latents(generator: Autoencoder) -> None:
     assert torch.equal(space.decode(z, {}), generator.decode(generator.encode(x)))
 
 
+@pytest.mark.parametrize("fade", [None, 0.05])
 @pytest.mark.parametrize("seed", range(5))
-def test_keep_detail_starts_from_the_very_picture(generator: Autoencoder, seed: int) -> None:
-    space = space_of(generator, keep_detail=True)
+def test_keep_detail_starts_from_the_very_picture(generator: Autoencoder, seed: int, fade: float | None) -> None:
+    space = space_of(generator, keep_detail=True, fade=fade)
     x = eight_bit(torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(seed)))
     x[0].zero_()
     x[1].fill_(1)
     images = space.decode(space.encode(x), space.context(x, ROWS, 0))
     assert torch.equal(images, x)
     assert not torch.equal(space_of(generator).decode(space.encode(x), {}), x), "else the detail proves nothing"
+
+
+def test_detail_fades_where_the_picture_changed_and_stays_elsewhere(
+    generator: Autoencoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = pictures(2, 32) * 0.5 + 0.25
+    space = space_of(generator, keep_detail=True, fade=0.02)
+    z, context = space.encode(x), space.context(x, ROWS[:2], 0)
+    changed = context["round_trip"] * 0.5 + 0.1
+    changed[..., 16:, :] = context["round_trip"][..., 16:, :]
+    monkeypatch.setattr(generator, "decode_raw", lambda latents: changed)
+    images = space.decode(z, context)
+    assert torch.equal(images[..., :14, :], eight_bit(changed)[..., :14, :]), "changed by far more than 0.02"
+    assert torch.equal(images[..., 18:, :], eight_bit(context["round_trip"] + context["detail"])[..., 18:, :])
+    changed = context["round_trip"] + 0.02
+    torch.testing.assert_close(space.decode(z, context), eight_bit(changed + context["detail"] / math.e))
+    with pytest.raises(UserError, match="fade: 0, expected a number above 0"):
+        space_of(generator, fade=0)
 
 
 @pytest.mark.parametrize("keep_detail", [False, True])
