@@ -11,7 +11,7 @@ THREADS ?=
 DRAW = $(BIN)/lso pack --size 64 --synthetic
 TRAIN = $(if $(THREADS),OMP_NUM_THREADS=$(THREADS)) $(BIN)/lso fit --config train/miniature_$* $(FIT) --ckpt_path last \
 	--trainer.default_root_dir $(RUNS)/$* --data.shards
-STAGES := vae vae_details vae_decoder clip unet objective guard judge constraint measured
+STAGES := vae vae_details vae_decoder clip unet unet_details objective guard judge constraint measured
 
 .PHONY: miniature
 miniature: $(STAGES:%=$(RUNS)/%/done)
@@ -40,6 +40,7 @@ OPTIONS_vae_decoder = --model.folder $(RUNS)/vae_details/export \
 	--model.perceptual.init_args.features.init_args.folder $(RUNS)/guard/export
 OPTIONS_unet = --model.autoencoder $(RUNS)/vae_details/export --model.text $(RUNS)/clip/export \
 	--model.cache $(RUNS)/latents
+OPTIONS_unet_details = $(OPTIONS_unet) --model.folder $(RUNS)/unet/export
 .SECONDEXPANSION:
 $(STAGES:%=$(RUNS)/%/done): $(RUNS)/%/done: $(RUNS)/$$(or $$(SHARDS_$$*),faces64)/manifest.json
 	$(TRAIN) $(<D) $(OPTIONS_$*)
@@ -49,3 +50,4 @@ $(RUNS)/vae_details/done: $(RUNS)/vae/done
 # the decoder goes on learning while the U-Net learns the latents, which stay
 $(RUNS)/vae_decoder/done: $(RUNS)/vae_details/done $(RUNS)/guard/done
 $(RUNS)/unet/done: $(RUNS)/vae_details/done $(RUNS)/clip/done
+$(RUNS)/unet_details/done: $(RUNS)/unet/done

@@ -37,6 +37,7 @@ STAGES: dict[str, list[tuple[str, str]]] = {
     "clip": [("clip", "clip"), ("text_encoder", "text_encoder"), ("tokenizer", "tokenizer")],
     # a whole pipeline: brings the autoencoder of vae_details (its shift folded into the weights) and the text encoder
     "unet": [(".", ".")],
+    "unet_details": [(".", ".")],
     "vae_decoder": [],  # its decoder goes into vae/, see `put_decoder`
     "objective": [(".", "scorers/objective")],
     "guard": [(".", "scorers/guard")],
