@@ -38,9 +38,9 @@ SHARDS_measured := people64_measured
 OPTIONS_vae_details = --model.folder $(RUNS)/vae/export
 OPTIONS_vae_decoder = --model.folder $(RUNS)/vae_details/export \
 	--model.perceptual.init_args.features.init_args.folder $(RUNS)/guard/export
-OPTIONS_unet = --model.autoencoder $(RUNS)/vae_details/export --model.text $(RUNS)/clip/export \
-	--model.cache $(RUNS)/latents
-OPTIONS_unet_details = $(OPTIONS_unet) --model.folder $(RUNS)/unet/export
+LATENTS = --model.autoencoder $(RUNS)/vae_details/export --model.cache $(RUNS)/latents
+OPTIONS_unet = $(LATENTS) --model.text $(RUNS)/clip/export
+OPTIONS_unet_details = $(LATENTS) --model.folder $(RUNS)/unet/export
 .SECONDEXPANSION:
 $(STAGES:%=$(RUNS)/%/done): $(RUNS)/%/done: $(RUNS)/$$(or $$(SHARDS_$$*),faces64)/manifest.json
 	$(TRAIN) $(<D) $(OPTIONS_$*)

@@ -41,6 +41,8 @@ class LatentDiffusion(Training):
     Args:
         autoencoder: folder of the autoencoder whose latents are learnt; None: that of `folder`.
         text: folder with ``text_encoder/`` and ``tokenizer/``; None: that of `folder`.
+        train_text: train the text encoder, too, as latent diffusion does (section 3.3): a contrastive one may hardly
+            say what U-Net and pictures need. It then has no frozen id, and an export has its new weights.
         folder: pipeline folder whose U-Net is finetuned.
         architecture: instead of `folder`: config of a ``UNet2DConditionModel``, trained from random weights. Channels
             and width of the text are filled in.
@@ -63,12 +65,13 @@ class LatentDiffusion(Training):
 
     monitor, mode = "val/loss", "min"
     autoencoder: Any  #: `Autoencoder` in `Frozen`
-    text: Any  #: `TextEncoder` in `Frozen`
+    text: Any  #: `TextEncoder`, in `Frozen` unless it is trained
 
     def __init__(
         self,
         autoencoder: str | None = None,
         text: str | None = None,
+        train_text: bool = False,
         folder: str | None = None,
         architecture: dict[str, Any] | None = None,
         prediction: Literal["epsilon", "v_prediction"] | None = None,
@@ -90,11 +93,14 @@ class LatentDiffusion(Training):
             if value is None and folder is None:
                 raise UserError(f"model.{name}: none given, and no model.folder that has one")
         self.autoencoder = Frozen(Autoencoder(autoencoder or str(folder)))
-        self.text = Frozen(TextEncoder(text or str(folder)))
+        encoder = TextEncoder(text or str(folder))
+        if train_text:
+            encoder.network.requires_grad_(True)
+        self.text = encoder if train_text else Frozen(encoder)
         channels = self.autoencoder.network.channels
         self.unet = build_unet(
             folder, architecture, seed, in_channels=channels, out_channels=channels,
-            cross_attention_dim=self.text.network.width,
+            cross_attention_dim=encoder.width,
         ).train()  # fmt: skip
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
@@ -105,8 +111,9 @@ class LatentDiffusion(Training):
         self.needs_images = cache is None  #: asked by FFHQ
         self._cached: LatentCache | None = None
         space = self.autoencoder.network
-        self._frozen_ids = {"autoencoder": f"{space.weights_id()} {space.scale} {space.shift}",
-                            "text": self.text.network.weights_id()}  # fmt: skip
+        self._frozen_ids = {"autoencoder": f"{space.weights_id()} {space.scale} {space.shift}"}
+        if not train_text:
+            self._frozen_ids["text"] = encoder.weights_id()
         self.val_loss = MeanMetric()
         self.val_quarters: Any = nn.ModuleList(MeanMetric() for _ in range(_QUARTERS))
 
@@ -167,7 +174,7 @@ class LatentDiffusion(Training):
         return loss
 
     def groups(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.unet.parameters())}]
+        return [{"params": [weight for weight in self.parameters() if weight.requires_grad]}]
 
     # ---- validation and samples -------------------------------------------------------------------------------------
 
@@ -226,5 +233,7 @@ class LatentDiffusion(Training):
             folder: where to.
             state: a state dict of this module, of now or averaged.
         """
-        network, text = self.autoencoder.network.network, self.text.network
-        export_pipeline(folder, self.unet, weights_of(state, "unet"), network, text, self.noise)
+        network, weights = self.autoencoder.network.network, weights_of(state, "unet")
+        text = self.text.network if isinstance(self.text, Frozen) else self.text
+        trained = weights_of(weights_of(state, "text"), "network")  # nothing of a frozen one
+        export_pipeline(folder, self.unet, weights, network, text, self.noise, trained or None)

@@ -136,7 +136,13 @@ def without_shift(network: Any) -> Any:
 
 
 def export_pipeline(
-    folder: Path, unet: Any, weights: Mapping[str, Tensor], autoencoder: Any, text: Any, scheduler: Any
+    folder: Path,
+    unet: Any,
+    weights: Mapping[str, Tensor],
+    autoencoder: Any,
+    text: Any,
+    scheduler: Any,
+    text_weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write a folder that ``StableDiffusionPipeline.from_pretrained`` reads; it has no safety checker.
 
@@ -147,6 +153,7 @@ def export_pipeline(
         autoencoder: diffusers' network.
         text: a `TextEncoder`.
         scheduler: of diffusers.
+        text_weights: state dict of the text encoder to write instead of its own.
 
     Raises:
         UserError: the file system refused.
@@ -158,6 +165,8 @@ def export_pipeline(
     exported.load_state_dict(weights)
     vae = copy.deepcopy(without_shift(autoencoder)).cpu()
     encoder = copy.deepcopy(text.network).cpu()
+    if text_weights is not None:
+        encoder.load_state_dict(text_weights)
     parts: dict[str, Any] = {"scheduler": scheduler, "text_encoder": encoder, "unet": exported, "vae": vae}
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # one of a moment, for each export

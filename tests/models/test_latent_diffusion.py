@@ -13,6 +13,7 @@ import torch
 from callbacks import Samples
 from lso_lightning.errors import UserError
 from lso_lightning.generators import Diffusion
+from lso_lightning.generators.text_encoder import TextEncoder
 from lso_lightning.models import LatentDiffusion
 from tests.datamodules.packed import pack_by_hand
 from tests.factories import tiny_autoencoder, tiny_pipeline
@@ -57,16 +58,16 @@ def trained(module: LatentDiffusion, steps: int = 1, **more: Any) -> LatentDiffu
     return module
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_resume_equals_straight(run: Path, tmp_path: Path, folder: Path, accumulate: int) -> None:
-    more = [*EVERYTHING, f"--trainer.accumulate_grad_batches={accumulate}"]
+@pytest.mark.parametrize(("accumulate", "parts"), [(1, {"unet"}), (2, {"unet", "text"})])
+def test_resume_equals_straight(run: Path, tmp_path: Path, folder: Path, accumulate: int, parts: set[str]) -> None:
+    more = [*EVERYTHING, f"--trainer.accumulate_grad_batches={accumulate}", f"--model.train_text={'text' in parts}"]
     fit(tmp_path / "straight", folder, "--trainer.max_epochs=2", *more)
     fit(run, folder, "--trainer.max_epochs=1", *more)
     fit(run, folder, "--trainer.max_epochs=2", "--ckpt_path=last", *more)
     straight = state_of(tmp_path / "straight")
     assert same(state_of(run), straight)
     assert not same(straight[0], straight[4]), "an average that is the weights would prove nothing"
-    assert {name.split(".")[0] for name in straight[0]} == {"unet"}, "frozen networks belong into no checkpoint"
+    assert {name.split(".")[0] for name in straight[0]} == parts, "frozen networks belong into no checkpoint"
 
 
 def test_resume_inside_an_epoch_of_cached_latents(run: Path, tmp_path: Path, folder: Path, packed: Path) -> None:
@@ -100,7 +101,7 @@ def test_two_ranks_equal_one(run: Path, tmp_path: Path, folder: Path, packed: Pa
     # SGD: Adam divides by gradients near zero and blows rounding up
     more = [
         "--data=FFHQ", f"--data.shards={packed}", "--data.workers=0", "--trainer.max_epochs=2",
-        "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1e-2", *AVERAGE, *EXPORT,
+        "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1e-2", "--model.train_text=true", *AVERAGE, *EXPORT,
     ]  # fmt: skip
     fit(tmp_path / "one", folder, *more, "--data.batch_size=6", f"--model.cache={tmp_path / 'cache'}")
     fit(run, folder, *more, "--data.batch_size=3", "--trainer.devices=2", "--trainer.strategy=ddp_fork",
@@ -158,6 +159,20 @@ def test_every_weight_moves_but_those_of_frozen_networks(folder: Path) -> None:
     # keys' biases move attention nowhere: softmax does not see them
     assert moved >= {name for name in before if name.startswith("unet.") and "to_k" not in name}
     assert all(name.startswith("unet.") for name in moved)
+
+
+def test_a_trained_text_encoder_moves_and_is_exported(run: Path, folder: Path) -> None:
+    more = [*AVERAGE, *EXPORT, "--model.optimizer.lr=1e-2", "--model.train_text=true"]
+    fit(run, folder, "--trainer.max_epochs=2", *more)
+    exported, before = TextEncoder(str(run / "export")).state_dict(), TextEncoder(str(folder)).state_dict()
+    saved = load(run)["state_dict"]
+    average = {name.removeprefix("text."): weight for name, weight in saved.items() if name.startswith("text.")}
+    assert same(dict(exported), average)
+    assert not any(torch.equal(weight, before[name]) for name, weight in exported.items() if "layer_norm" in name)
+    prompts = ["a 1", "b 2"]
+    module = LatentDiffusion(folder=str(folder), train_text=True)
+    module.load_state_dict(load(run)["state_dict"])
+    assert torch.equal(module.text(prompts), TextEncoder(str(run / "export"))(prompts))
 
 
 def test_bf16_and_recomputed_activations(folder: Path) -> None:
