@@ -11,7 +11,7 @@ THREADS ?=
 DRAW = $(BIN)/lso pack --size 64 --synthetic
 TRAIN = $(if $(THREADS),OMP_NUM_THREADS=$(THREADS)) $(BIN)/lso fit --config train/miniature_$* $(FIT) --ckpt_path last \
 	--trainer.default_root_dir $(RUNS)/$* --data.shards
-STAGES := vae vae_details vae_decoder clip unet unet_details objective guard judge constraint measured
+STAGES := vae vae_details vae_decoder vae_mouth clip unet unet_details objective guard judge constraint measured
 
 .PHONY: miniature
 miniature: $(STAGES:%=$(RUNS)/%/done)
@@ -36,8 +36,9 @@ SHARDS_judge := faces64_judge
 SHARDS_constraint := people64
 SHARDS_measured := people64_measured
 OPTIONS_vae_details = --model.folder $(RUNS)/vae/export
-OPTIONS_vae_decoder = --model.folder $(RUNS)/vae_details/export \
-	--model.perceptual.init_args.features.init_args.folder $(RUNS)/guard/export
+GUARD = --model.perceptual.init_args.features.init_args.folder $(RUNS)/guard/export
+OPTIONS_vae_decoder = --model.folder $(RUNS)/vae_details/export $(GUARD)
+OPTIONS_vae_mouth = --model.folder $(RUNS)/vae_decoder/export $(GUARD)
 LATENTS = --model.autoencoder $(RUNS)/vae_details/export --model.cache $(RUNS)/latents
 OPTIONS_unet = $(LATENTS) --model.text $(RUNS)/clip/export
 OPTIONS_unet_details = $(LATENTS) --model.folder $(RUNS)/unet/export
@@ -49,5 +50,6 @@ $(STAGES:%=$(RUNS)/%/done): $(RUNS)/%/done: $(RUNS)/$$(or $$(SHARDS_$$*),faces64
 $(RUNS)/vae_details/done: $(RUNS)/vae/done
 # the decoder goes on learning while the U-Net learns the latents, which stay
 $(RUNS)/vae_decoder/done: $(RUNS)/vae_details/done $(RUNS)/guard/done
+$(RUNS)/vae_mouth/done: $(RUNS)/vae_decoder/done
 $(RUNS)/unet/done: $(RUNS)/vae_details/done $(RUNS)/clip/done
 $(RUNS)/unet_details/done: $(RUNS)/unet/done

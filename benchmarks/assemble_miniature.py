@@ -33,12 +33,13 @@ from lso_lightning.models.pipeline_folder import without_shift
 #: stage -> what of its export goes where in the miniature: (folder in the export, folder in the miniature)
 STAGES: dict[str, list[tuple[str, str]]] = {
     "vae": [],
-    "vae_details": [(".", "vae")],
+    "vae_details": [],
     "clip": [("clip", "clip"), ("text_encoder", "text_encoder"), ("tokenizer", "tokenizer")],
-    # a whole pipeline: brings the autoencoder of vae_details (its shift folded into the weights) and the text encoder
+    # a whole pipeline: brings the autoencoder of vae_details and the text encoder, too
     "unet": [(".", ".")],
     "unet_details": [(".", ".")],
-    "vae_decoder": [],  # its decoder goes into vae/, see `put_decoder`
+    "vae_decoder": [],
+    "vae_mouth": [],  # its decoder goes into vae/, see `put_decoder`
     "objective": [(".", "scorers/objective")],
     "guard": [(".", "scorers/guard")],
     "judge": [(".", "scorers/judge")],
@@ -63,6 +64,7 @@ def halve(path: Path) -> None:
             if not weights[name].isfinite().all():
                 raise UserError(f"{path}: {name} holds numbers above 65504, which 16 bits cannot hold")
     save_file(weights, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # it writes files that others cannot read, and an installed package has others
 
 
 def relative(value: Any, runs: Path) -> Any:
@@ -77,16 +79,16 @@ def relative(value: Any, runs: Path) -> Any:
 
 
 def put_decoder(runs: Path, folder: Path) -> None:
-    """Write the autoencoder whose decoder learnt on while the U-Net learnt its latents.
+    """Write the autoencoder whose decoder learnt on while the U-Net learnt its latents; weights take in its shift.
 
     Raises:
         UserError: its encoder is another one, so that its latents are not those of the U-Net.
     """
-    before, after = (load_network(str(runs / stage / "export")) for stage in ("vae_details", "vae_decoder"))
+    before, after = (load_network(str(runs / stage / "export")) for stage in ("vae_details", "vae_mouth"))
     weights = after.encoder.state_dict()
     same = all(torch.equal(weight, weights[name]) for name, weight in before.encoder.state_dict().items())
     if not same or before.config.scaling_factor != after.config.scaling_factor:
-        raise UserError(f"{runs / 'vae_decoder'}: not the encoder of vae_details, whose latents the U-Net knows")
+        raise UserError(f"{runs / 'vae_mouth'}: not the encoder of vae_details, whose latents the U-Net knows")
     export_autoencoder(without_shift(after), folder)
 
 
@@ -122,7 +124,7 @@ def assemble(runs: Path, target: Path) -> None:
     for stage in finished:
         for source, place in STAGES[stage]:
             shutil.copytree(runs / stage / "export" / source, new / place, dirs_exist_ok=True)
-    if "vae_decoder" in finished:
+    if "vae_mouth" in finished:
         put_decoder(runs, new / "vae")
     for path in new.rglob("*.safetensors"):
         halve(path)
@@ -135,7 +137,7 @@ def assemble(runs: Path, target: Path) -> None:
         "sha256": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
         "bytes": size,
         "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
-        "table": [],  # written by benchmarks/miniature.py
+        "table": {},  # written by benchmarks/miniature.py
     }
     (new / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
     shutil.rmtree(target, ignore_errors=True)

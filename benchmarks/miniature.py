@@ -1,6 +1,7 @@
 """How good the shipped miniature is: the table of its README section and of its provenance.json.
 
     python benchmarks/miniature.py                      # about 15 minutes on two cores
+    python benchmarks/miniature.py --only scorers       # only these rows are measured and written anew
     python benchmarks/miniature.py --folder FOLDER      # of another one; nothing is written
 
 All faces are drawn from seeds that no training saw. Intervals are not given: the counts make them smaller than the last
@@ -124,6 +125,7 @@ class Miniature:
         return torch.cat(pictures)
 
 
+PARTS = ("autoencoder", "scorers", "identity", "prompts", "samples")
 Table = list[tuple[str, str, float, str]]  # what, goal, value, how
 
 
@@ -225,7 +227,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=50, help="samples of a prompt")
     parser.add_argument("--steps", type=int, default=25, help="of the sampler")
     parser.add_argument("--guidance", type=float, default=3.0, help="of the sampler")
-    parser.add_argument("--only", nargs="*", help="autoencoder, scorers, identity, prompts, samples")
+    parser.add_argument("--only", nargs="*", choices=PARTS, help="rows")
     args = parser.parse_args()
     parts, began = Miniature(args.folder, args.steps, args.guidance), time.monotonic()
     measures: dict[str, Callable[[], Table]] = {
@@ -235,21 +237,21 @@ def main() -> None:
         "prompts": lambda: measure_prompts(parts, args.each),
         "samples": lambda: measure_samples(parts, args.count),
     }
-    table: Table = []
+    path = args.folder / "provenance.json"
+    provenance = json.loads(path.read_text())
     for name in args.only or measures:
         rows = measures[name]()
         print("\n".join(f"{value:8.4f}  {goal:>18}  {what}" for what, goal, value, _ in rows), flush=True)
-        table += rows
-    if args.only or args.folder != MINIATURE:
+        provenance["table"][name] = [dict(zip(("what", "goal", "value", "how"), row, strict=True)) for row in rows]
+    if args.folder != MINIATURE:
         return
     command = f"python benchmarks/miniature.py --steps {args.steps} --guidance {args.guidance:g}"
     lines = ["| what | goal | measured | how |", "|---|---|---|---|"]
-    lines += [f"| {what} | {goal} | {value:.3g} | {how} |" for what, goal, value, how in table]
+    known = [row for name in measures for row in provenance["table"].get(name, [])]
+    lines += [f"| {row['what']} | {row['goal']} | {row['value']:.3g} | {row['how']} |" for row in known]
+    missing = ", ".join(name for name in measures if name not in provenance["table"])
     told = f"Faces of the unseen seeds {UNSEEN} and {CALIBRATION}; DDIM; {time.monotonic() - began:.0f} s."
-    write_section("miniature", command, [told, "", *lines])
-    path = args.folder / "provenance.json"
-    provenance = json.loads(path.read_text())
-    provenance["table"] = [dict(zip(("what", "goal", "value", "how"), row, strict=True)) for row in table]
+    write_section("miniature", command, [told + (f" Not measured: {missing}." if missing else ""), "", *lines])
     path.write_text(json.dumps(provenance, indent=1) + "\n")
 
 
