@@ -233,7 +233,7 @@ def test_a_broken_objective_loses_no_committed_round(run: Path, tmp_path: Path) 
         ("--data=tests.toys.ToyData", "StartImages"),
         ("--model.objective=torch.nn.Identity", "shape"),
         ('--model.space={"class_path":"tests.optimization.toys.ToySpace","init_args":{"density":{"class_path":'
-         '"lso_lightning.spaces.GaussianDensity","init_args":{"images":"nowhere"}}}}', "nowhere: no such file or folder"),
+         '"lso_lightning.spaces.GaussianDensity","init_args":{"images":"nowhere"}}}}', "nowhere: no such file"),
     ],
 )
 def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], argument: str, words: str) -> None:
