@@ -85,9 +85,10 @@ def put_decoder(runs: Path, folder: Path) -> None:
         UserError: its encoder is another one, so that its latents are not those of the U-Net.
     """
     before, after = (load_network(str(runs / stage / "export")) for stage in ("vae_details", "vae_mouth"))
-    weights = after.encoder.state_dict()
-    same = all(torch.equal(weight, weights[name]) for name, weight in before.encoder.state_dict().items())
-    if not same or before.config.scaling_factor != after.config.scaling_factor:
+    weights = after.state_dict()
+    same = all(torch.equal(weight, weights[name]) for name, weight in before.state_dict().items()
+               if name.startswith(("encoder.", "quant_conv.")))  # fmt: skip
+    if not same or any(before.config[name] != after.config[name] for name in ("scaling_factor", "shift_factor")):
         raise UserError(f"{runs / 'vae_mouth'}: not the encoder of vae_details, whose latents the U-Net knows")
     export_autoencoder(without_shift(after), folder)
 
