@@ -10,32 +10,7 @@ import torch
 from lso_lightning.seeding import generator
 
 
-def alike_in_every_other_step(
-    items: np.ndarray, looks: np.ndarray, step: int, random: torch.Generator
-) -> np.ndarray:
-    """Put items with the same looks into the same step, in every other step on average.
-
-    Args:
-        items: ``(n, ...)`` in an order of chance.
-        looks: ``(n, c)`` of them; alike is alike in the first column first.
-        step: items of a step.
-        random: where chance comes from.
-
-    Returns:
-        ``(n // step * step, ...)`` of them, each at most once.
-    """
-    steps = len(items) // step
-    mixed, alike = np.split(items, [steps // 2 * step])
-    alike = alike[np.lexsort(looks[len(mixed) :].T[::-1])]
-    # where the circle is cut, some are left over: not the same looks in every epoch
-    alike = np.roll(alike, int(torch.randint(max(1, len(alike)), (), generator=random)), axis=0)
-    whole = np.concatenate([mixed, alike])[: steps * step].reshape(steps, step, *items.shape[1:])
-    return whole[torch.randperm(steps, generator=random).numpy()].reshape(steps * step, *items.shape[1:])
-
-
-def epoch_order(
-    shards: np.ndarray, seed: int, epoch: int, window: int, looks: np.ndarray | None = None, step: int = 1
-) -> np.ndarray:
+def epoch_order(shards: np.ndarray, seed: int, epoch: int, window: int) -> np.ndarray:
     """Order of one epoch: shards at random, and samples at random among `window` neighbouring shards.
 
     Args:
@@ -44,18 +19,15 @@ def epoch_order(
         epoch: from 0.
         window: shards that are mixed with each other; few keep reading local on slow disks, all of them give a uniform
             permutation.
-        looks: ``(n, c)``; every other step, on average, then holds samples that are alike in them, first column first.
-        step: samples of a step.
 
     Returns:
-        ``(n,)`` permutation of ``0..n-1``; with `looks` without what is left over by whole steps.
+        ``(n,)`` permutation of ``0..n-1``.
     """
     random = generator(seed, "order", epoch)
     present, shard = np.unique(shards, return_inverse=True)
     place = torch.randperm(len(present), generator=random).numpy()[shard]
     # one sort by (window of the sample's shard, random number) shuffles inside all windows; float64 has no ties
-    order = np.lexsort((torch.rand(len(shards), generator=random, dtype=torch.float64).numpy(), place // window))
-    return order if looks is None else alike_in_every_other_step(order, looks[order], step, random)
+    return np.lexsort((torch.rand(len(shards), generator=random, dtype=torch.float64).numpy(), place // window))
 
 
 def pair_order(people: np.ndarray, seed: int, epoch: int, looks: np.ndarray | None = None, step: int = 1) -> np.ndarray:
@@ -79,7 +51,13 @@ def pair_order(people: np.ndarray, seed: int, epoch: int, looks: np.ndarray | No
     pairs = order[place < np.repeat(count // 2 * 2, count)].reshape(-1, 2)
     pairs = pairs[torch.randperm(len(pairs), generator=random).numpy()]
     if looks is not None:
-        pairs = alike_in_every_other_step(pairs, looks[pairs[:, 0]], step, random)
+        steps = len(pairs) // step
+        mixed, alike = np.split(pairs, [steps // 2 * step])
+        alike = alike[np.lexsort(looks[alike[:, 0]].T[::-1])]
+        # where the circle is cut, some are left over: not the same looks in every epoch
+        alike = np.roll(alike, int(torch.randint(max(1, len(alike)), (), generator=random)), axis=0)
+        whole = np.concatenate([mixed, alike])[: steps * step].reshape(steps, 2 * step)
+        return whole[torch.randperm(steps, generator=random).numpy()].ravel()
     return pairs.ravel()
 
 

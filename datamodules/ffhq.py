@@ -39,8 +39,6 @@ class FFHQ(L.LightningDataModule):
         where: further ranges ``[min, max)`` by column: score, or an attribute of the data set.
         keys: only these images, by key or by original file name.
         scores: flat JSON ``{file name: score}`` that is used instead of the packed scores.
-        alike: attributes: every other step then shows images that share the first, and as far as possible the next, so
-            that what tells them apart is finer. Without any, a contrastive training stops at the colours.
         flip: chance that a training image is mirrored; attributes with a side change sign with it.
         structure: load structure maps, if the data set has them.
         window: shards that are mixed with each other within an epoch; fewer read more locally, which slow disks like.
@@ -64,7 +62,6 @@ class FFHQ(L.LightningDataModule):
         window: int = 16,
         workers: int = 2,
         seed: int = 0,
-        alike: list[str] | None = None,
     ) -> None:
         super().__init__()
         for name, value, least in (("batch_size", batch_size, 1), ("window", window, 1), ("workers", workers, 0)):
@@ -80,8 +77,6 @@ class FFHQ(L.LightningDataModule):
                 raise UserError(f"data: {name} in [{low}, {high}); expected [min, max) with min < max")
         self.folder, self.batch_size, self.keys, self.scores_file = shards, batch_size, keys, scores
         self.flip, self.structure, self.window, self.workers, self.seed = flip, structure, window, workers, seed
-        self.alike = alike or []
-        self._looks: np.ndarray | None = None  # of the training images, (n, c)
         self.train_rows = self.val_rows = np.empty(0, np.int64)  #: rows of the shard set, ``(n,)`` each
         self._loaders: dict[str, EpochLoader] = {}  # in use, by split
 
@@ -101,8 +96,6 @@ class FFHQ(L.LightningDataModule):
         )
         if not len(self.train_rows):
             raise UserError(f"data: {self._said()} no training image of {self.folder} is left of {len(self.shards)}")
-        if self.alike:
-            self._looks = np.stack([self.shards.attribute(name)[self.train_rows] for name in self.alike], 1)
         images = getattr(self.trainer and self.trainer.lightning_module, "needs_images", True)
         self.train_data = PackedImages(self.shards, scores, self.seed, self.flip, self.structure, images)
         self.val_data = PackedImages(self.shards, scores, structure=self.structure, images=images)
@@ -161,9 +154,8 @@ class FFHQ(L.LightningDataModule):
         if self.trainer is not None and self.trainer.overfit_batches > 0:  # type: ignore[attr-defined]
             epoch = 0  # Lightning would replace the sampler of a DataLoader
         shard = self.shards.table["shard"][self.train_rows]
-        rank, ranks = self._ranks()
-        order = epoch_order(shard, self.seed, epoch, self.window, self._looks, self.batch_size * ranks)
-        return TrainBatches(self.train_rows[order], self.batch_size, rank, ranks)
+        order = self.train_rows[epoch_order(shard, self.seed, epoch, self.window)]
+        return TrainBatches(order, self.batch_size, *self._ranks())
 
     def train_dataloader(self) -> EpochLoader:
         """Training batches, from where the fit stands.
@@ -251,6 +243,5 @@ class FFHQ(L.LightningDataModule):
         """What the batches of an epoch depend on, apart from the epoch (see `callbacks.resume_position`)."""
         keys = "\n".join(map(str, self.shards.table["key"][self.train_rows]))
         shards = " ".join(shard["sha256"] for shard in self.shards.shards)
-        chance = f"{self.seed} {self.window} {self.flip}" + (f" {self.alike}" if self.alike else "")
-        digest = hashlib.sha256(f"{chance} {shards}\n{keys}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self.seed} {self.window} {self.flip} {shards}\n{keys}".encode()).hexdigest()
         return {"images a step": self.batch_size * self._ranks()[1], "images or order": digest}

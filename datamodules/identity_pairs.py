@@ -52,8 +52,8 @@ class IdentityPairs(FFHQ):
             raise UserError(f"data.batch_size: {batch_size}, expected an even number: two pictures of each person")
         if val_people < 2:
             raise UserError(f"data.val_people: {val_people}, expected at least 2")
-        super().__init__(shards, batch_size, where=where, flip=flip, workers=workers, seed=seed, alike=alike)
-        self.val_people = val_people
+        super().__init__(shards, batch_size, where=where, flip=flip, workers=workers, seed=seed)
+        self.val_people, self.alike = val_people, alike or []
 
     def setup(self, stage: str | None = None) -> None:
         """Read the manifest and choose people and pictures (once)."""
@@ -61,6 +61,8 @@ class IdentityPairs(FFHQ):
             return
         super().setup(stage)
         people = self.shards.attribute(_PERSON)
+        columns = [self.shards.attribute(name)[self.train_rows] for name in self.alike]
+        self._looks = np.stack(columns, 1) if columns else None
         compared = np.unique(people[self.val_rows])[: self.val_people]
         self.val_rows = self.val_rows[np.isin(people[self.val_rows], compared)]
         if len(self.val_rows):
@@ -85,6 +87,10 @@ class IdentityPairs(FFHQ):
         people = self.shards.attribute(_PERSON)[self.train_rows]
         order = pair_order(people, self.seed, epoch, self._looks, self.batch_size * ranks // 2)
         return TrainBatches(self.train_rows[order], self.batch_size, rank, ranks)
+
+    def plan(self) -> dict[str, Any]:
+        """What the batches of an epoch depend on, apart from the epoch."""
+        return {**super().plan(), "alike": self.alike}
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Turn uint8 into [0, 1] on the device, and name the people."""

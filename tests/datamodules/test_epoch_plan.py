@@ -37,23 +37,6 @@ def test_a_wide_window_mixes_everything() -> None:
     assert distance == pytest.approx((len(shards) + 1) / 3, rel=0.05)
 
 
-def test_every_other_step_shows_what_looks_alike() -> None:
-    n, step = 1000, 20
-    looks = np.stack([np.arange(n) % 5, np.arange(n) / n], 1)
-    seen = set()
-    for epoch in range(4):
-        order = epoch_order(np.zeros(n, int), 0, epoch, 16, looks, step)
-        assert sorted(order) == list(range(n)), "50 whole steps"
-        steps = order.reshape(-1, step)
-        alike = np.array([len(set(looks[rows, 0])) <= 2 for rows in steps])
-        assert alike.sum() == 25
-        spread = np.array([np.ptp(looks[rows, 1]) for rows in steps[alike] if len(set(looks[rows, 0])) == 1])
-        assert np.median(spread) < 0.4, "20 neighbours of about 100"
-        seen |= {int(row) for row in steps[alike].ravel()}
-    assert len(seen) > 0.9 * n, "not the same ones in every epoch"
-    assert len(epoch_order(np.zeros(n, int), 0, 0, 16, looks, 300)) == 900, "whole steps"
-
-
 def test_positions_in_the_first_step_are_uniform_over_epochs() -> None:
     """Every sample comes first equally often: chi-square over 3000 epochs of 30 samples, unequal shards included."""
     counts = np.bincount([epoch_order(SHARDS, 0, epoch, 6)[0] for epoch in range(3000)], minlength=len(SHARDS))

@@ -122,18 +122,6 @@ def test_mistakes_are_explained(tmp_path: Path, mistake: str) -> None:
         data(packed, **settings)
 
 
-def test_images_that_look_alike_share_steps_on_any_number_of_ranks(packed: Path) -> None:
-    module = data(packed, alike=["smile"], batch_size=2)
-    order = module.train_batches(0).order
-    assert len(set(order)) == len(order) == 18
-    smiles = module.shards.attribute("smile")[order].reshape(-1, 2)
-    nearest = np.diff(np.unique(module.shards.attribute("smile"))).max() * 4
-    assert (np.abs(np.diff(smiles, axis=1)) < nearest).sum() >= 4, "neighbours in smile"
-    assert module.plan() != data(packed, batch_size=2).plan(), "else a resume would go on in another order"
-    with pytest.raises(UserError, match="frown"):
-        data(packed, alike=["frown"])
-
-
 def test_overfitting_sees_the_same_batches_in_every_epoch(packed: Path, tmp_path: Path) -> None:
     train(tmp_path / "run", packed, "--trainer.overfit_batches=2", epochs=3)
     found = seen(tmp_path / "run")
