@@ -3,7 +3,8 @@
     python benchmarks/assemble_miniature.py --runs runs/miniature
 
 `make miniature` trains the stages and calls this. RUNS holds one run folder a stage, named as in `STAGES`, with a file
-`done` if its training ended; other stages are left out and said. Measure the result with `benchmarks/miniature.py`.
+`done` if its training ended; of other stages the folder keeps what it has. Measure the result with
+`benchmarks/miniature.py`.
 """
 
 from __future__ import annotations
@@ -35,9 +36,8 @@ STAGES: dict[str, list[tuple[str, str]]] = {
     "vae": [],
     "vae_details": [],
     "clip": [("clip", "clip"), ("text_encoder", "text_encoder"), ("tokenizer", "tokenizer")],
-    # a whole pipeline: brings the autoencoder of vae_details and the text encoder, too
+    # a whole pipeline: brings its text encoder, and the autoencoder it learnt the latents of
     "unet": [(".", ".")],
-    "unet_details": [(".", ".")],
     "vae_decoder": [],
     "vae_mouth": [],  # its decoder goes into vae/, see `put_decoder`
     "objective": [(".", "scorers/objective")],
@@ -104,6 +104,7 @@ def origin(stage: str, runs: Path) -> dict[str, Any]:
         "config": config,
         "steps": checkpoint["global_step"],
         "data": {"shards": shards, "settings": manifest["settings"], "sha256": manifest["samples"]["sha256"]},
+        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
 
 
@@ -112,7 +113,7 @@ def assemble(runs: Path, target: Path) -> None:
 
     Args:
         runs: run folders of the stages.
-        target: the folder; what is in it is replaced.
+        target: the folder; what finished stages make is replaced, and its table begins anew.
 
     Raises:
         UserError: no stage is finished, or the folder would be too large.
@@ -120,8 +121,12 @@ def assemble(runs: Path, target: Path) -> None:
     finished = [stage for stage in STAGES if (runs / stage / "done").is_file()]
     if not finished:
         raise UserError(f"{runs}: none of {', '.join(STAGES)} is done; run make miniature")
-    new = target.with_name(f".{target.name}.new")
+    new, stages = target.with_name(f".{target.name}.new"), {}
     shutil.rmtree(new, ignore_errors=True)
+    if len(finished) < len(STAGES) and target.is_dir():
+        shutil.copytree(target, new)
+        stages = json.loads((new / "provenance.json").read_text())["stages"]
+        (new / "provenance.json").unlink()
     for stage in finished:
         for source, place in STAGES[stage]:
             shutil.copytree(runs / stage / "export" / source, new / place, dirs_exist_ok=True)
@@ -133,18 +138,18 @@ def assemble(runs: Path, target: Path) -> None:
     size = sum(path.stat().st_size for path in files.values())
     if size > LARGEST:
         raise UserError(f"{target}: {size / 1e6:.1f} MB, expected at most {LARGEST / 1e6:.0f}; make a network smaller")
+    stages |= {stage: origin(stage, runs) for stage in finished}
     provenance = {
-        "stages": {stage: origin(stage, runs) for stage in finished},
+        "stages": {stage: stages[stage] for stage in STAGES if stage in stages},
         "sha256": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()},
         "bytes": size,
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
         "table": {},  # written by benchmarks/miniature.py
     }
     (new / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     new.rename(target)
-    missing = [stage for stage in STAGES if stage not in finished]
-    print(f"{target}: {size / 1e6:.1f} MB from {', '.join(finished)}; without {', '.join(missing) or 'none'}")
+    missing = [stage for stage in STAGES if stage not in stages]
+    print(f"{target}: {size / 1e6:.1f} MB, new of {', '.join(finished)}; without {', '.join(missing) or 'none'}")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from lso_lightning.generators import Autoencoder
 from lso_lightning.images import from_uint8
 from lso_lightning.whole_file import whole_file
 
-_BATCH = 8  # pictures encoded at once; fixed, because the last bits of latents depend on it
+_PIXELS = 1 << 19  # encoded at once: 128 pictures of 64 pixels, 2 of 512; fixed, as the last bits of latents depend on it
 _DTYPE = np.dtype("<f2")  # half the disk; it rounds to a thousandth of what the noise of the first timestep is
 
 
@@ -109,7 +109,7 @@ def _encode(path: Path, data: Any, count: int, orientations: int, autoencoder: A
     header = {"descr": _DTYPE.str, "fortran_order": False, "shape": (count, orientations, *shape)}
     with whole_file(path) as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for pictures in data.pictures_of_set(_BATCH, "encoding pictures"):
+        for pictures in data.pictures_of_set(max(1, _PIXELS // data.shards.size**2), "encoding pictures"):
             images = from_uint8(pictures.to(device))
             views = [images, images.flip(-1)][:orientations]
             latents = torch.stack([autoencoder.encode(view) for view in views], dim=1)
