@@ -11,7 +11,7 @@ THREADS ?=
 DRAW = $(BIN)/lso pack --size 64 --synthetic
 TRAIN = $(if $(THREADS),OMP_NUM_THREADS=$(THREADS)) $(BIN)/lso fit --config train/miniature_$* $(FIT) --ckpt_path last \
 	--trainer.default_root_dir $(RUNS)/$* --data.shards
-STAGES := vae vae_details vae_decoder vae_mouth clip unet objective guard judge constraint measured
+STAGES := vae vae_details vae_decoder vae_mouth clip unet unet_details objective guard judge constraint measured
 
 .PHONY: miniature
 miniature: $(STAGES:%=$(RUNS)/%/done)
@@ -39,7 +39,9 @@ OPTIONS_vae_details = --model.folder $(RUNS)/vae/export
 GUARD = --model.perceptual.init_args.features.init_args.folder $(RUNS)/guard/export
 OPTIONS_vae_decoder = --model.folder $(RUNS)/vae_details/export $(GUARD)
 OPTIONS_vae_mouth = --model.folder $(RUNS)/vae_decoder/export $(GUARD)
-OPTIONS_unet = --model.autoencoder $(RUNS)/vae_details/export --model.cache $(RUNS)/latents --model.text $(RUNS)/clip/export
+LATENTS = --model.autoencoder $(RUNS)/vae_details/export --model.cache $(RUNS)/latents
+OPTIONS_unet = $(LATENTS) --model.text $(RUNS)/clip/export
+OPTIONS_unet_details = $(LATENTS) --model.folder $(RUNS)/unet/export
 .SECONDEXPANSION:
 $(STAGES:%=$(RUNS)/%/done): $(RUNS)/%/done: $(RUNS)/$$(or $$(SHARDS_$$*),faces64)/manifest.json
 	$(TRAIN) $(<D) $(OPTIONS_$*)
@@ -50,3 +52,4 @@ $(RUNS)/vae_details/done: $(RUNS)/vae/done
 $(RUNS)/vae_decoder/done: $(RUNS)/vae_details/done $(RUNS)/guard/done
 $(RUNS)/vae_mouth/done: $(RUNS)/vae_decoder/done
 $(RUNS)/unet/done: $(RUNS)/vae_details/done $(RUNS)/clip/done
+$(RUNS)/unet_details/done: $(RUNS)/unet/done

@@ -38,6 +38,7 @@ STAGES: dict[str, list[tuple[str, str]]] = {
     "clip": [("clip", "clip"), ("text_encoder", "text_encoder"), ("tokenizer", "tokenizer")],
     # a whole pipeline: brings its text encoder, and the autoencoder it learnt the latents of
     "unet": [(".", ".")],
+    "unet_details": [(".", ".")],
     "vae_decoder": [],
     "vae_mouth": [],  # its decoder goes into vae/, see `put_decoder`
     "objective": [(".", "scorers/objective")],

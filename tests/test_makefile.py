@@ -81,7 +81,7 @@ def test_miniature_trains_what_is_not_done_yet_and_each_stage_after_what_it_need
     (checkout / "runs/vae/done").touch()
     # an interpreter that only prints makes no folder
     scorers = ("objective", "guard", "judge", "constraint", "measured")
-    for stage in ("vae_details", "vae_decoder", "vae_mouth", "clip", "unet", *scorers):
+    for stage in ("vae_details", "vae_decoder", "vae_mouth", "clip", "unet", "unet_details", *scorers):
         (checkout / "runs" / stage).mkdir()
     done = make(checkout, "miniature", "RUNS=runs", "THREADS=1")
     assert done.returncode == 0, done.stderr

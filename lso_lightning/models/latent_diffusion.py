@@ -29,6 +29,9 @@ from lso_lightning.networks import Frozen
 from lso_lightning.networks.diffusion_loss import DiffusionLoss
 from lso_lightning.seeding import generator
 
+# cells a side up to which processors train with plain attention: the backward pass of torch's fused one takes them
+# three times as long (torch 2.13), but on large grids the memory for all pairs of cells is worse
+_SMALL = 32
 _QUARTERS = 4  # of the timesteps; each is measured by itself
 
 
@@ -122,6 +125,12 @@ class LatentDiffusion(Training):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         self._open_cache()
+        if self.device.type == "cpu" and self.unet.config.sample_size <= _SMALL:
+            from diffusers.models.attention_processor import AttnProcessor
+
+            self.unet.set_attn_processor(AttnProcessor())
+            if not isinstance(self.text, Frozen):
+                self.text.network.set_attn_implementation("eager")
 
     def on_validation_start(self) -> None:
         self._open_cache()

@@ -14,6 +14,7 @@ from datamodules import FFHQ
 from lso_lightning.errors import UserError
 from lso_lightning.generators import Autoencoder
 from lso_lightning.images import from_uint8, to_uint8
+from lso_lightning.models import latent_cache
 from lso_lightning.models.latent_cache import cached_latents
 from tests.datamodules.packed import pack_by_hand
 from tests.factories import pictures, tiny_autoencoder
@@ -96,6 +97,7 @@ def test_a_killed_encoding_leaves_nothing_that_counts(
         return encode(self, images)
 
     monkeypatch.setattr(Autoencoder, "encode", interrupted)
+    monkeypatch.setattr(latent_cache, "_PIXELS", 2 * 16**2)  # two pictures at once
     with pytest.raises(KeyboardInterrupt):
         cached_latents(tmp_path / "cache", data(packed), autoencoder)
     monkeypatch.undo()
