@@ -20,7 +20,7 @@ from lso_lightning.generators import Autoencoder
 from lso_lightning.images import from_uint8
 from lso_lightning.whole_file import whole_file
 
-_PIXELS = 1 << 19  # encoded at once, 128 pictures of 64 pixels, 2 of 512; fixed, because latents' last bits depend on it
+_PIXELS = 1 << 19  # encoded at once: 128 pictures of 64 pixels, 2 of 512; fixed, the last bits of latents depend on it
 _DTYPE = np.dtype("<f2")  # half the disk; it rounds to a thousandth of what the noise of the first timestep is
 
 
