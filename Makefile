@@ -6,7 +6,8 @@ BIN := $(ENV)/bin
 
 # photographs beside the checkout are used by the tests when they are there; photos and bench want them named
 REAL_FOR_TESTS := $(if $(REAL),$(REAL),$(wildcard ../shared/real))
-NO_RACE := __init__ results_file assemble_miniature
+# make miniature runs the last two
+NO_RACE := __init__ results_file assemble_miniature miniature
 BENCHMARKS := $(filter-out $(NO_RACE:%=benchmarks/%.py),$(wildcard benchmarks/*.py))
 
 .PHONY: demo photos test lint bench require-real

@@ -25,27 +25,26 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from lso_lightning.checkpoint_io import read_checkpoint
 from lso_lightning.errors import UserError
 from lso_lightning.generators import load_network
 from lso_lightning.models import export_autoencoder
 from lso_lightning.models.pipeline_folder import without_shift
 
-#: stage -> what of its export goes where in the miniature: (folder in the export, folder in the miniature)
+_PIPELINE = ("unet", "text_encoder", "tokenizer", "scheduler", "model_index.json")
+#: stage -> what of its export goes where in the miniature: (name in the export, name in the miniature)
 STAGES: dict[str, list[tuple[str, str]]] = {
     "vae": [],
     "vae_details": [],
-    "clip": [("clip", "clip"), ("text_encoder", "text_encoder"), ("tokenizer", "tokenizer")],
-    # a whole pipeline: brings its text encoder, and the autoencoder it learnt the latents of
-    "unet": [(".", ".")],
-    "unet_details": [(".", ".")],
     "vae_decoder": [],
-    "vae_mouth": [],  # its decoder goes into vae/, see `put_decoder`
-    "objective": [(".", "scorers/objective")],
-    "guard": [(".", "scorers/guard")],
-    "judge": [(".", "scorers/judge")],
-    "constraint": [(".", "identity/constraint")],
-    "measured": [(".", "identity/measured")],
+    "vae_mouth": [("", "vae")],  # its encoder is that of vae_details, whose latents the U-Net knows
+    "clip": [("clip", "clip")],  # its text encoder learns on with the U-Net
+    "unet": [],
+    "unet_details": [(name, name) for name in _PIPELINE],
+    "objective": [("", "scorers/objective")],
+    "guard": [("", "scorers/guard")],
+    "judge": [("", "scorers/judge")],
+    "constraint": [("", "identity/constraint")],
+    "measured": [("", "identity/measured")],
 }
 TARGET = Path(__file__).parents[1] / "lso_lightning" / "generators" / "miniature"
 LARGEST = 20_000_000  # bytes of the whole folder
@@ -79,19 +78,30 @@ def relative(value: Any, runs: Path) -> Any:
     return value.replace(f"{runs.resolve()}/", "").replace(f"{runs}/", "")
 
 
-def put_decoder(runs: Path, folder: Path) -> None:
-    """Write the autoencoder whose decoder learnt on while the U-Net learnt its latents; weights take in its shift.
+def take(source: Path, place: Path) -> None:
+    """Copy a file or folder of an export over what is there; an autoencoder's weights take in its shift."""
+    if source.is_file():
+        shutil.copy(source, place)
+        return
+    shutil.rmtree(place, ignore_errors=True)
+    if place.name == "vae":
+        export_autoencoder(without_shift(load_network(str(source))), place)
+    else:
+        shutil.copytree(source, place)
+
+
+def require_same_latents(known: Path, folder: Path) -> None:
+    """Refuse an autoencoder that encodes otherwise than the one whose latents a U-Net knows.
 
     Raises:
-        UserError: its encoder is another one, so that its latents are not those of the U-Net.
+        UserError: encoder or scale are others.
     """
-    before, after = (load_network(str(runs / stage / "export")) for stage in ("vae_details", "vae_mouth"))
-    weights = after.state_dict()
-    same = all(torch.equal(weight, weights[name]) for name, weight in before.state_dict().items()
+    one, other = (load_network(str(path)) for path in (known, folder))
+    weights = other.state_dict()
+    same = all(torch.equal(weight.half(), weights[name].half()) for name, weight in one.state_dict().items()
                if name.startswith(("encoder.", "quant_conv.")))  # fmt: skip
-    if not same or any(before.config[name] != after.config[name] for name in ("scaling_factor", "shift_factor")):
-        raise UserError(f"{runs / 'vae_mouth'}: not the encoder of vae_details, whose latents the U-Net knows")
-    export_autoencoder(without_shift(after), folder)
+    if not same or one.config["scaling_factor"] != other.config["scaling_factor"]:
+        raise UserError(f"{folder}: not the encoder of {known}, whose latents the U-Net knows; train the U-Net anew")
 
 
 def origin(stage: str, runs: Path) -> dict[str, Any]:
@@ -100,12 +110,11 @@ def origin(stage: str, runs: Path) -> dict[str, Any]:
     config = relative(yaml.safe_load((run / "config.yaml").read_text()), runs)
     shards = config["data"]["init_args"]["shards"]
     manifest = json.loads((runs / shards / "manifest.json").read_text())
-    checkpoint = read_checkpoint(run / "checkpoints" / "last.ckpt")
     return {
         "config": config,
-        "steps": checkpoint["global_step"],
+        "steps": config["trainer"]["max_steps"],  # it is done
         "data": {"shards": shards, "settings": manifest["settings"], "sha256": manifest["samples"]["sha256"]},
-        "versions": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
+        "assembled_with": {name: version(name) for name in _PACKAGES} | {"python": platform.python_version()},
     }
 
 
@@ -117,7 +126,7 @@ def assemble(runs: Path, target: Path) -> None:
         target: the folder; what finished stages make is replaced, and its table begins anew.
 
     Raises:
-        UserError: no stage is finished, or the folder would be too large.
+        UserError: no stage is finished, the U-Net knows other latents, or the folder would be too large.
     """
     finished = [stage for stage in STAGES if (runs / stage / "done").is_file()]
     if not finished:
@@ -130,9 +139,11 @@ def assemble(runs: Path, target: Path) -> None:
         (new / "provenance.json").unlink()
     for stage in finished:
         for source, place in STAGES[stage]:
-            shutil.copytree(runs / stage / "export" / source, new / place, dirs_exist_ok=True)
-    if "vae_mouth" in finished:
-        put_decoder(runs, new / "vae")
+            (new / place).parent.mkdir(parents=True, exist_ok=True)
+            take(runs / stage / "export" / source, new / place)
+    known = runs / "unet_details" / "export" / "vae" if "unet_details" in finished else target / "vae"
+    if (new / "unet").is_dir() and known.is_dir() and (new / "vae").is_dir():
+        require_same_latents(known, new / "vae")
     for path in new.rglob("*.safetensors"):
         halve(path)
     files = {p.relative_to(new).as_posix(): p for p in sorted(new.rglob("*")) if p.is_file()}

@@ -43,6 +43,8 @@ def generate(
     for name, value in (("count", count), ("batch_size", batch_size), ("size", 1 if size is None else size)):
         if value < 1:
             raise UserError(f"generate --{name} {value}: expected at least 1")
+    if negative and guidance <= 1:
+        raise UserError(f"generate --negative {negative!r}: --guidance {guidance:g} is none, so it would be ignored")
     asked = {"prompt": prompt, "negative": negative, "generator": generator, "seed": seed, "steps": steps,
              "guidance": guidance, "scheduler": scheduler, "eta": eta, "size": size}  # fmt: skip
     out = out or Path("runs") / ("generate-" + re.sub(r"\W+", "-", prompt.lower()).strip("-")[:60])
@@ -55,6 +57,8 @@ def generate(
 
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     diffusion = Diffusion(generator, scheduler, steps, guidance, eta).to(device)
+    if negative and diffusion.unet.config["time_cond_proj_dim"]:
+        raise UserError(f"generate --negative {negative!r}: a distilled U-Net takes none")
     diffusion.noise([0], seed, size)  # refuses a size before anything is written
     text, without = diffusion.encode_text([prompt]), diffusion.encode_text([negative])
     out.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 
@@ -86,7 +87,8 @@ class Diffusion(nn.Module):
         tokenizer, most = self.text_encoder.tokenizer, self.text_encoder.length - 2  # one begins, one ends a text
         words = tokenizer(list(prompts), add_special_tokens=False, verbose=False).input_ids
         for prompt, ids in zip(prompts, words, strict=True):
-            lost = ["words that it does not know"] if tokenizer.unk_token_id in ids else []
+            # a word it never met falls into letters; there is no token for the unknown, bytes spell everything
+            lost = [repr(w) for w in re.findall(r"\w{3,}", prompt.lower()) if 2 * len(tokenizer.tokenize(w)) > len(w)]
             if len(ids) > most:
                 lost.append(f"all after {tokenizer.decode(ids[:most])!r}")
             if lost:
@@ -122,6 +124,7 @@ class Diffusion(nn.Module):
             noise: ``(b, c, h, w)`` of N(0, 1).
             text: ``(b, t, d)``, or ``(1, t, d)`` for all rows.
             unconditional: what guidance leads away from, ``(b, t, d)`` or ``(1, t, d)``; None: an empty text.
+                Unused where there is no guidance, and by U-Nets that have learnt what it does.
             guidance: ``(b,)``, instead of the same for all rows.
             rows: ``b`` integers; needed by schedulers whose steps draw noise (on the CPU: the same for any device).
             seed: of that noise.

@@ -76,7 +76,10 @@ def cached_latents(folder: Path, data: Any, autoencoder: Autoencoder) -> LatentC
     path, keys = folder.expanduser() / f"latents-{name}.npy", data.keys_of_set()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path):
+        with _lock(path) as alone:
+            if alone:  # what others were writing when they were killed
+                for left in path.parent.glob(f"{path.name}.*.tmp"):
+                    left.unlink()
             if not path.is_file():
                 _encode(path, data, len(keys), orientations, autoencoder)
     except OSError as error:
@@ -87,23 +90,23 @@ def cached_latents(folder: Path, data: Any, autoencoder: Autoencoder) -> LatentC
 
 
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock beside a file, when it is free; on a file system without locks, work is done twice at worst."""
+def _lock(path: Path) -> Iterator[bool]:
+    """Hold a lock beside a file, when it is free; False on a file system without locks: work is done twice at worst."""
     file = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:
+        alone = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
+            alone = False
             print(f"{path.parent} lies on a file system without locks: runs that start together encode on their own")
-        yield
+        yield alone
     finally:
         os.close(file)
 
 
 @torch.no_grad()
 def _encode(path: Path, data: Any, count: int, orientations: int, autoencoder: Autoencoder) -> None:
-    for left in path.parent.glob(f"{path.name}.*.tmp"):  # of a process that was killed
-        left.unlink()
     device = next(autoencoder.parameters()).device
     shape = autoencoder.latent_shape(data.shards.size)
     header = {"descr": _DTYPE.str, "fortran_order": False, "shape": (count, orientations, *shape)}

@@ -152,7 +152,9 @@ class LatentDiffusion(Training):
                 f"data: images of {side} pixels, the autoencoder needs a multiple of {autoencoder.factor}; pack them"
                 " again with another --size"
             )
-        return autoencoder.encode(batch["image"])
+        # in 32 bits under bf16, too, as cached ones are: these are what is learnt
+        with torch.autocast(self.device.type, enabled=False):
+            return autoencoder.encode(batch["image"])
 
     def _draw(self, purpose: str, keys: Sequence[str], like: Tensor, *position: int) -> tuple[Tensor, Tensor]:
         """Random numbers of each sample, the same on whatever rank it is.

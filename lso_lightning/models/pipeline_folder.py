@@ -58,6 +58,10 @@ def build_unet(folder: str | None, architecture: dict[str, Any] | None, seed: in
                 raise UserError(f"model.architecture: no UNet2DConditionModel can be made of it ({reason})") from None
     if wrong := {name: unet.config[name] for name, value in fitting.items() if unet.config[name] != value}:
         raise UserError(f"U-Net: {wrong}, but its autoencoder and text encoder need {fitting}")
+    if not isinstance(unet.config.sample_size, int):  # nobody could sample from an export
+        raise UserError(
+            f"model.architecture: sample_size {unet.config.sample_size}, expected the side of the latents in cells"
+        )
     if unet.config.dropout:
         raise UserError(f"model.architecture: dropout {unet.config.dropout}, expected 0: it would differ between ranks")
     return unet
@@ -87,6 +91,8 @@ def build_noise(folder: str | None, settings: dict[str, Any] | None, prediction:
         stored = read_scheduler_config(folder_of(folder))
         defaults = {name: stored[name] for name in {*known, "prediction_type"} & stored.keys()}
     prediction = prediction or defaults.pop("prediction_type", "epsilon")
+    if prediction not in ("epsilon", "v_prediction"):
+        raise UserError(f"generator {folder}: its U-Net predicts {prediction!r}; expected epsilon or v_prediction")
     if folder is None and prediction == "v_prediction":
         # begins at pure noise, where training did (Lin et al. 2023, 2305.08891); e says nothing about x there
         defaults["timestep_spacing"] = "trailing"
