@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from datamodules.attributes_file import AttributeTable, read_attributes
 from datamodules.pack_chunks import Chunk, Conversion, Drawing, convert, cut_faces, cut_images
 from datamodules.pack_jobs import cores, in_processes
 from datamodules.pack_shards import Sample, plan_shards, write_set
@@ -28,7 +29,8 @@ from lso_lightning.whole_file import sync, whole_file
 
 _NOTE = "lso-pack.json"  # in the work's folder: the settings it was begun with
 # settings of the drawing that sets packed earlier do not mention
-_USUAL = Drawing()._asdict()
+_USUAL = Drawing()._asdict() | {"attributes": None}
+_TOLD_BY_DIGEST = ("images", "scores", "attributes")
 _LOOK_ON = 100  # bad images more than allowed, after which there is no point in finding yet more
 
 
@@ -37,6 +39,7 @@ def pack(
     source: Path | None = None,
     size: int = 256,
     scores: Path | None = None,
+    attributes: Path | None = None,
     synthetic: int | None = None,
     structure: bool = False,
     pictures_per_person: int = 1,
@@ -59,6 +62,8 @@ def pack(
         source: folder (with folders in it), zip, or uncompressed tar of PNG, JPEG, WebP or BMP images.
         size: side in pixels; images are cropped to a centred square and resized.
         scores: flat JSON {file name: score}; a name without an image counts as a bad image.
+        attributes: table with a line for each image, such as CelebA's list_attr_celeba.txt or a .csv whose first column
+            holds file names; what an image has no line for is not known.
         synthetic: instead of a source, draw so many faces with known attributes; their score is the smile.
         structure: with synthetic, add a structure map to each face.
         pictures_per_person: with synthetic, faces that show one person; above 1 an attribute `person` says whom, and
@@ -88,11 +93,13 @@ def pack(
         raise UserError(f"pack --val {val}: expected a share of the images, at least 0 and below 1")
     drawing = Drawing(pictures_per_person, supersample, spread)
     special = [name for name, value in drawing._asdict().items() if value != _USUAL[name]]
+    known = AttributeTable((), {}) if attributes is None else read_attributes("--attributes", attributes)
     if source is not None and (unusable := special + ["structure"] * structure):
         raise UserError(f"pack --{unusable[0]}: for synthetic faces only; leave it out")
     table = {} if scores is None else read_scores("--scores", scores)
-    if source is None and scores is not None:
-        raise UserError("pack --scores: synthetic faces have a score of their own, the smile; leave it out")
+    for name, given, own in (("scores", scores, "a score, the smile"), ("attributes", attributes, "attributes")):
+        if source is None and given is not None:
+            raise UserError(f"pack --{name}: synthetic faces have {own}, of their own; leave it out")
     if out.name in ("", "..") or out.is_mount():
         raise UserError(f"pack: {str(out)!r} names no new folder; name one inside it")
     if out.is_symlink():
@@ -104,11 +111,12 @@ def pack(
     if source is None:
         work = _faces(partial, conversion, seed, synthetic or 0)
     else:
-        work = _images(partial, conversion, source, table)
+        work = _images(partial, conversion, source, {"scores": table, "attributes": known.rows}, known.names)
     settings: dict[str, Any] = {
         "size": size, "format": format, "quality": conversion.quality, "shards": shards, "val": val, "seed": seed,
         "synthetic": synthetic, "structure": structure, **drawing._asdict(),
-        "scores": None if scores is None else hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest(),
+        "scores": None if scores is None else _digest(table),
+        "attributes": None if attributes is None else _digest(known),
     }  # fmt: skip
     asked = {**settings, "images": work.content}
     processes = cores() if workers is None else max(1, workers)
@@ -123,7 +131,7 @@ def pack(
             # another process may have finished it while this one listed the images
             if not _packed_already(out, asked):
                 _begin(work, settings)
-                samples, bad = _convert(work, table, max_bad, processes)
+                samples, bad = _convert(work, table, known, max_bad, processes)
                 if source is not None and changed and changed != source.stat().st_mtime_ns:
                     raise UserError(f"{source}: changed while it was being packed; run the same command again")
                 planned = plan_shards(samples, shards, val, seed)
@@ -166,16 +174,24 @@ def _faces(folder: Path, conversion: Conversion, seed: int, count: int) -> _Work
     return _Work(folder, cut_faces(folder, conversion, seed, count), count, None, [], attributes, MIRRORED)
 
 
-def _images(folder: Path, conversion: Conversion, source: Path, scores: dict[str, float]) -> _Work:
+def _digest(table: Any) -> str:
+    return hashlib.sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()
+
+
+def _images(
+    folder: Path, conversion: Conversion, source: Path, tables: dict[str, dict[str, Any]], attributes: tuple[str, ...]
+) -> _Work:
     members = sorted(open_source(source).members())
     if not members:
         raise UserError(f"{source}: holds no images ({', '.join(SUFFIXES)})")
     chunks = cut_images(folder, conversion, source.absolute(), by_key(source, members))
     content = json.dumps(sorted([file_name(member.name), member.size] for member in members))
     bad = [{"name": member.name, "reason": member.problem} for member in members if member.problem]
-    missing = sorted(set(scores) - {file_name(member.name) for member in members})
-    bad += [{"name": name, "reason": "in the scores, but there is no such image"} for name in missing]
-    return _Work(folder, chunks, len(members), hashlib.sha256(content.encode()).hexdigest(), bad)
+    there = {file_name(member.name) for member in members}
+    for what, table in tables.items():
+        reason = f"in the {what}, but there is no such image"
+        bad += [{"name": name, "reason": reason} for name in sorted(set(table) - there)]
+    return _Work(folder, chunks, len(members), hashlib.sha256(content.encode()).hexdigest(), bad, attributes)
 
 
 def _packed_already(out: Path, settings: dict[str, Any]) -> bool:
@@ -195,7 +211,7 @@ def _packed_already(out: Path, settings: dict[str, Any]) -> bool:
 
 def _differing(found: dict[str, Any], asked: dict[str, Any]) -> str:
     return ", ".join(
-        f"other {name}" if name in ("images", "scores") else f"--{name} {found.get(name)} instead of {value}"
+        f"other {name}" if name in _TOLD_BY_DIGEST else f"--{name} {found.get(name)} instead of {value}"
         for name, value in asked.items() if found.get(name) != value
     )  # fmt: skip
 
@@ -217,7 +233,9 @@ def _begin(work: _Work, settings: dict[str, Any]) -> None:
         path.unlink()  # left by a run that was killed
 
 
-def _convert(work: _Work, scores: dict[str, float], max_bad: int, processes: int) -> tuple[list[Sample], list[Bad]]:
+def _convert(
+    work: _Work, scores: dict[str, float], known: AttributeTable, max_bad: int, processes: int
+) -> tuple[list[Sample], list[Bad]]:
     """Convert what no earlier run has converted; all samples, and all bad images."""
     loaded = [chunk.load() for chunk in work.chunks]
     todo = [chunk for chunk, record in zip(work.chunks, loaded, strict=True) if record is None]
@@ -250,6 +268,8 @@ def _convert(work: _Work, scores: dict[str, float], max_bad: int, processes: int
     for sample in samples:
         own = math.nan if sample["score"] is None else sample["score"]
         sample["score"] = scores.get(sample["name"], own)
+        if known.names:
+            sample["attributes"] = known.rows.get(sample["name"], [math.nan] * len(known.names))
     return samples, bad
 
 
@@ -280,8 +300,9 @@ def _summary(out: Path) -> str:
     if len(known):
         without = f", {len(scores) - len(known)} images have none" if len(known) < len(scores) else ""
         lines.append(f"  scores: {known.min():.4g} to {known.max():.4g}, mean {known.mean():.4g}{without}")
-        drawn = "train/vae_from_scratch" if packed.attributes else "train/vae_finetune --model.folder VAE/"
-        lines.append(f"next: lso fit --config {drawn} --data.shards {out}")
+        drawn = manifest["settings"]["synthetic"]
+        config = "train/vae_from_scratch" if drawn else "train/vae_finetune --model.folder VAE/"
+        lines.append(f"next: lso fit --config {config} --data.shards {out}")
     else:
         lines.append("  scores: none")
         lines.append(f"next: lso score-images {out} --objective my_score.py:MyScore --out scores.json")

@@ -113,7 +113,8 @@ def _write_shard(folder: Path, shard: Shard, about: dict[str, Any]) -> dict[str,
         with closing(TarWriter(file, encoder=False, user="", group="", mode=0o644, mtime=0)) as tar:
             for sample in shard.samples:
                 score = None if math.isnan(sample["score"]) else sample["score"]
-                values = dict(zip(about["attributes"], sample["attributes"], strict=True))
+                known = [None if math.isnan(value) else value for value in sample["attributes"]]
+                values = dict(zip(about["attributes"], known, strict=True))
                 told = {"score": score, "name": sample["name"], "caption": sample["caption"], "attributes": values}
                 files = {about["image"]: _copy(sample["data"], sample["image"])}
                 files["json"] = json.dumps(told, ensure_ascii=False).encode()
