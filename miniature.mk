@@ -11,7 +11,7 @@ THREADS ?=
 DRAW = $(BIN)/lso pack --size 64 --synthetic
 TRAIN = $(if $(THREADS),OMP_NUM_THREADS=$(THREADS)) $(BIN)/lso fit --config train/miniature_$* $(FIT) --ckpt_path last \
 	--trainer.default_root_dir $(RUNS)/$* --data.shards
-STAGES := vae vae_details vae_decoder vae_mouth clip unet unet_details objective guard judge constraint measured
+STAGES := vae vae_details vae_decoder vae_mouth clip unet unet_details unet_words objective guard judge constraint measured
 
 .PHONY: miniature
 miniature: $(STAGES:%=$(RUNS)/%/done)
@@ -42,6 +42,7 @@ OPTIONS_vae_mouth = --model.folder $(RUNS)/vae_decoder/export $(GUARD)
 LATENTS = --model.autoencoder $(RUNS)/vae_details/export --model.cache $(RUNS)/latents
 OPTIONS_unet = $(LATENTS) --model.text $(RUNS)/clip/export
 OPTIONS_unet_details = $(LATENTS) --model.folder $(RUNS)/unet/export
+OPTIONS_unet_words = $(LATENTS) --model.folder $(RUNS)/unet_details/export
 .SECONDEXPANSION:
 $(STAGES:%=$(RUNS)/%/done): $(RUNS)/%/done: $(RUNS)/$$(or $$(SHARDS_$$*),faces64)/manifest.json
 	$(TRAIN) $(<D) $(OPTIONS_$*)
@@ -53,3 +54,4 @@ $(RUNS)/vae_decoder/done: $(RUNS)/vae_details/done $(RUNS)/guard/done
 $(RUNS)/vae_mouth/done: $(RUNS)/vae_decoder/done
 $(RUNS)/unet/done: $(RUNS)/vae_details/done $(RUNS)/clip/done
 $(RUNS)/unet_details/done: $(RUNS)/unet/done
+$(RUNS)/unet_words/done: $(RUNS)/unet_details/done

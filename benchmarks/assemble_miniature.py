@@ -39,7 +39,8 @@ STAGES: dict[str, list[tuple[str, str]]] = {
     "vae_mouth": [("", "vae")],  # its encoder is that of vae_details, whose latents the U-Net knows
     "clip": [("clip", "clip")],  # its text encoder learns on with the U-Net
     "unet": [],
-    "unet_details": [(name, name) for name in _PIPELINE],
+    "unet_details": [],
+    "unet_words": [(name, name) for name in _PIPELINE],
     "objective": [("", "scorers/objective")],
     "guard": [("", "scorers/guard")],
     "judge": [("", "scorers/judge")],
@@ -141,7 +142,7 @@ def assemble(runs: Path, target: Path) -> None:
         for source, place in STAGES[stage]:
             (new / place).parent.mkdir(parents=True, exist_ok=True)
             take(runs / stage / "export" / source, new / place)
-    known = runs / "unet_details" / "export" / "vae" if "unet_details" in finished else target / "vae"
+    known = runs / "unet_words" / "export" / "vae" if "unet_words" in finished else target / "vae"
     if (new / "unet").is_dir() and known.is_dir() and (new / "vae").is_dir():
         require_same_latents(known, new / "vae")
     for path in new.rglob("*.safetensors"):

@@ -63,23 +63,23 @@ def test_a_stage_alone_replaces_what_it_makes_and_nothing_else(tmp_path: Path) -
 
 def test_a_u_net_leaves_the_better_decoder_alone_and_the_encoders_text_too(tmp_path: Path) -> None:
     target, first, second = tmp_path / "miniature", tmp_path / "first", tmp_path / "second"
-    pipeline(stage(first, "unet_details"))
+    pipeline(stage(first, "unet_words"))
     export = stage(first, "vae_mouth")
     tiny_autoencoder(export, "AutoencoderKL", seed=9)
     # the encoder of the pipeline, another decoder
     path = next(export.glob("*.safetensors"))
-    known = load_file(next((first / "unet_details" / "export" / "vae").glob("*.safetensors")))
+    known = load_file(next((first / "unet_words" / "export" / "vae").glob("*.safetensors")))
     weights = {name: known[name] if name.startswith(("encoder.", "quant_conv.")) else tensor
                for name, tensor in load_file(path).items()}  # fmt: skip
     save_file(weights, path)
-    config = json.loads((first / "unet_details" / "export" / "vae" / "config.json").read_text())
+    config = json.loads((first / "unet_words" / "export" / "vae" / "config.json").read_text())
     (export / "config.json").write_text(json.dumps(config))
     assemble(first, target)
     better = decoder_of(target / "vae")
     assert torch.equal(better, weights["decoder.conv_in.weight"].half())
     text = load_file(target / "text_encoder" / "model.safetensors")
     # trained again elsewhere: only the U-Net and the contrastive encoders
-    pipeline(stage(second, "unet_details"))
+    pipeline(stage(second, "unet_words"))
     clip = stage(second, "clip")
     network(clip / "clip", 1.0)
     network(clip / "text_encoder", 1.0)
@@ -91,7 +91,7 @@ def test_a_u_net_leaves_the_better_decoder_alone_and_the_encoders_text_too(tmp_p
 
 def test_an_encoder_that_the_u_net_does_not_know_is_refused(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    pipeline(stage(runs, "unet_details"))
+    pipeline(stage(runs, "unet_words"))
     tiny_autoencoder(stage(runs, "vae_mouth"), "AutoencoderKL", seed=9)
     with pytest.raises(UserError, match="whose latents the U-Net knows; train the U-Net anew"):
         assemble(runs, tmp_path / "miniature")

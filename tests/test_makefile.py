@@ -82,13 +82,13 @@ def test_miniature_trains_what_is_not_done_yet_and_each_stage_after_what_it_need
     (checkout / "runs/vae/done").touch()
     # an interpreter that only prints makes no folder
     scorers = ("objective", "guard", "judge", "constraint", "measured")
-    for stage in ("vae_details", "vae_decoder", "vae_mouth", "clip", "unet", "unet_details", *scorers):
+    for stage in ("vae_details", "vae_decoder", "vae_mouth", "clip", "unet", "unet_details", "unet_words", *scorers):
         (checkout / "runs" / stage).mkdir()
     done = make(checkout, "miniature", "RUNS=runs", "THREADS=1")
     assert done.returncode == 0, done.stderr
     ran = [line.removeprefix("RAN ").split() for line in done.stdout.splitlines() if line.startswith("RAN ")]
     fits = {words[2].removeprefix("train/miniature_"): words for words in ran if words[0] == "fit"}
-    assert list(fits)[:3] == ["vae_details", "guard", "vae_decoder"] and len(fits) == 11, "vae is done"
+    assert list(fits)[:3] == ["vae_details", "guard", "vae_decoder"] and len(fits) == 12, "vae is done"
     assert fits["unet"][fits["unet"].index("--model.autoencoder") + 1] == "runs/vae_details/export"
     assert "runs/people64" in fits["constraint"] and "runs/faces64_judge" in fits["judge"]
     assert ["pack", "--size", "64", "--synthetic", "60000"] not in [words[:5] for words in ran]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lso_lightning.generators.pretrained import load_text_encoder
@@ -40,6 +42,23 @@ class TextEncoder(nn.Module):
             list(captions), padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
         ).input_ids
         return self.network(ids.to(self.network.device)).last_hidden_state.float()
+
+    @torch.no_grad()
+    def center(self) -> None:
+        """Take the direction that all tokens share out of what the layers write.
+
+        It can grow until the last normalisation, which divides by the length of the whole, leaves hardly anything of
+        what single words say. What is left is a text encoder of the same shape, whose tokens differ by their words.
+        """
+        network = getattr(self.network, "text_model", self.network)  # by version of transformers
+        words = [self.tokenizer.decode([i]).strip() for i in range(network.config.vocab_size)]
+        ids = self.tokenizer([word for word in words if len(word) > 1], padding=True, return_tensors="pt").input_ids
+        hidden = self.network(ids.to(self.network.device), output_hidden_states=True).hidden_states[-1]
+        shared = F.normalize(hidden.flatten(0, 1).mean(0), dim=0)
+        for layer in network.encoder.layers:
+            for linear in (layer.self_attn.out_proj, layer.mlp.fc2):
+                linear.weight -= shared[:, None] * (shared @ linear.weight)
+                linear.bias -= shared * (shared @ linear.bias)
 
     def weights_id(self) -> str:
         """Names this very network in checkpoints, whatever folder it came from."""

@@ -46,6 +46,8 @@ class LatentDiffusion(Training):
         text: folder with ``text_encoder/`` and ``tokenizer/``; None: that of `folder`.
         train_text: train the text encoder, too, as latent diffusion does (section 3.3): a contrastive one may hardly
             say what U-Net and pictures need. It then has no frozen id, and an export has its new weights.
+        center_text: with `train_text`, begin with a text encoder whose tokens share nothing, see `TextEncoder.center`:
+            words that hardly change a picture are otherwise lost beside what all tokens have in common.
         folder: pipeline folder whose U-Net is finetuned.
         architecture: instead of `folder`: config of a ``UNet2DConditionModel``, trained from random weights. Channels
             and width of the text are filled in.
@@ -75,6 +77,7 @@ class LatentDiffusion(Training):
         autoencoder: str | None = None,
         text: str | None = None,
         train_text: bool = False,
+        center_text: bool = False,
         folder: str | None = None,
         architecture: dict[str, Any] | None = None,
         prediction: Literal["epsilon", "v_prediction"] | None = None,
@@ -97,6 +100,10 @@ class LatentDiffusion(Training):
                 raise UserError(f"model.{name}: none given, and no model.folder that has one")
         self.autoencoder = Frozen(Autoencoder(autoencoder or str(folder)))
         encoder = TextEncoder(text or str(folder))
+        if center_text and not train_text:
+            raise UserError("model.center_text: changes the text encoder, which the U-Net must follow: give train_text")
+        if center_text:
+            encoder.center()
         if train_text:
             encoder.network.requires_grad_(True)
         self.text = encoder if train_text else Frozen(encoder)
