@@ -38,7 +38,7 @@ def preprocess(images: Tensor, size: int, mean: Sequence[float], std: Sequence[f
     return (images - images.new_tensor(mean).view(3, 1, 1)) / images.new_tensor(std).view(3, 1, 1)
 
 
-def _normalisation(file: Path) -> tuple[list[float], list[float]]:
+def normalisation(file: Path) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel, as `preprocess` takes them."""
     try:
         numbers = json.loads(file.read_text())
@@ -69,7 +69,7 @@ class ContrastiveEncoders(nn.Module):
         self.path = root / "clip"
         network = load_pretrained(transformers.CLIPModel, self.path, "contrastive encoders", dtype=torch.float32)
         self.network = network.requires_grad_(False).eval()
-        self.mean, self.std = _normalisation(self.path / "preprocessor_config.json")
+        self.mean, self.std = normalisation(self.path / "preprocessor_config.json")
         self.tokenizer: Any = load_text_encoder(root)[0]
         self.size = int(network.config.vision_config.image_size)  #: side in pixels of what the image encoder sees
         self.dim = int(network.config.projection_dim)  #: length of a vector

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lso_lightning.errors import UserError
 from lso_lightning.generators.autoencoder import Autoencoder
 from lso_lightning.generators.pretrained import load_unet
-from lso_lightning.generators.sampling import denoise, row_noise
+from lso_lightning.generators.sampling import Steering, denoise, row_noise
 from lso_lightning.generators.schedule import Schedule, read_scheduler_config
 from lso_lightning.generators.shipped import folder_of
 from lso_lightning.generators.text_encoder import TextEncoder
@@ -117,6 +117,7 @@ class Diffusion(nn.Module):
         guidance: Tensor | None = None,
         rows: Iterable[int] | None = None,
         seed: int = 0,
+        steering: Sequence[Steering] = (),
     ) -> Tensor:
         """Turn noise into latents.
 
@@ -128,6 +129,7 @@ class Diffusion(nn.Module):
             guidance: ``(b,)``, instead of the same for all rows.
             rows: ``b`` integers; needed by schedulers whose steps draw noise (on the CPU: the same for any device).
             seed: of that noise.
+            steering: attached adapters and their conditions.
 
         Returns:
             ``(b, c, h, w)``, the U-Net's latents, float32.
@@ -145,7 +147,7 @@ class Diffusion(nn.Module):
         return denoise(
             self.unet, self.schedule, self.timesteps, noise, text, unconditional, weight,
             [generator(seed, "steps", int(row)) for row in ([] if rows is None else rows)], self.checkpointing,
-            self.gradient_steps,
+            self.gradient_steps, steering,
         )  # fmt: skip
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -117,7 +117,8 @@ class ConditionalLoRA(nn.Module):
         if rank < 1 or condition_dim < 1:
             raise UserError(f"adapter: rank {rank} and condition_dim {condition_dim}, expected 1 or more")
         self.placement, self.scale = placement, scale
-        self.condition: Tensor | Sequence[Tensor] | None = None  #: ``(b, c)``, or a map for each depth
+        #: a vector ``(b, c)`` for all layers, or a map ``(b, c, h, w)`` for each depth
+        self.condition: Sequence[Tensor] | None = None
         self._last = len(getattr(unet, "down_blocks", ())) - 1
         self._handles: list[RemovableHandle] = []
         for path, layer in _chosen(unet, placement):
@@ -176,7 +177,7 @@ class ConditionalLoRA(nn.Module):
                 return output
             if self.condition is None:
                 raise UserError(f"adapter {self.placement}: has no condition; set it, or a scale of 0")
-            c = self.condition if isinstance(self.condition, Tensor) else self.condition[depth]
+            c = self.condition[0 if len(self.condition) == 1 else depth]
             if c.ndim == 4 and output.ndim == 4 and c.shape[2:] != output.shape[2:]:
                 raise UserError(
                     f"adapter {self.placement}: the structure map at {path} is {tuple(c.shape[2:])}, its layer makes"

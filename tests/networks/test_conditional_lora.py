@@ -87,7 +87,7 @@ def test_an_adapter_begins_as_no_change_and_leaves_none_behind(placement: str) -
     unet = tiny()
     before, kinds, names = call(unet), [type(m) for m in unet.modules()], list(unet.state_dict())
     adapter = ConditionalLoRA(unet, placement, rank=2, condition_dim=3)
-    adapter.condition = torch.randn(2, 3)
+    adapter.condition = [torch.randn(2, 3)]
     adapter.attach(unet)
     assert torch.equal(call(unet), before)
     shaken(adapter)
@@ -104,7 +104,7 @@ def test_several_adapters_add_up_in_any_order_and_come_off_alone() -> None:
     unet = tiny()
     style = shaken(ConditionalLoRA(unet, "only_cross", 2, 3))
     structure = shaken(ConditionalLoRA(unet, "only_res_conv", 2, 4))
-    style.condition = torch.randn(2, 3)
+    style.condition = [torch.randn(2, 3)]
     structure.condition = [torch.randn(2, 4, 8, 8), torch.randn(2, 4, 4, 4)]
     style.attach(unet)
     alone = call(unet)
@@ -123,9 +123,9 @@ def test_every_row_sees_its_own_condition() -> None:
     unet = tiny()
     adapter = shaken(ConditionalLoRA(unet, "only_cross", 2, 3))
     adapter.attach(unet)
-    adapter.condition = torch.randn(2, 3)
+    adapter.condition = [torch.randn(2, 3)]
     before = call(unet)
-    adapter.condition = torch.stack([adapter.condition[0], torch.randn(3)])
+    adapter.condition = [torch.stack([adapter.condition[0][0], torch.randn(3)])]
     after = call(unet)
     torch.testing.assert_close(after[0], before[0])
     assert not torch.allclose(after[1], before[1], atol=1e-3)
