@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lso_lightning.errors import UserError
@@ -112,6 +113,14 @@ def test_what_was_written_is_what_is_read(tmp_path: Path, kind: str, grids: Any)
     assert after.settings == before.settings and after.shape == (3, 8, 8) and not after.training
     assert same(dict(before.state_dict()), dict(after.state_dict()))
     assert torch.equal(after(latents()).latents, before(latents()).latents)
+    file = tmp_path / "made" / "here" / "model.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)  # as shipped weights are
+    halved = load_latent_vqvae(tmp_path / "made" / "here")
+    assert {name: tensor.dtype for name, tensor in halved.state_dict().items()} == {
+        name: tensor.dtype for name, tensor in before.state_dict().items()
+    }
+    coarsest = [one.encode(latents()).split(one.sizes, 1)[-1] for one in (halved, before)]  # before any code is chosen
+    torch.testing.assert_close(*coarsest, rtol=0.05, atol=0.05)
     with pytest.raises(UserError, match=r"holds no config\.json"):
         load_latent_vqvae(tmp_path)
 

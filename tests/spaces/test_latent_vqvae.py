@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lso_lightning import cli
 from lso_lightning.__main__ import main
 from lso_lightning.errors import UserError
 from lso_lightning.generators import Autoencoder
@@ -128,3 +129,21 @@ def test_the_shipped_search_config_raises_a_score(run: Path, tmp_path: Path, gen
     assert sum(last) > sum(first) + 0.1
     table = searches.checkpoint(run)["state_dict"]
     assert table["table.z"].shape == (3, 64)
+
+
+def test_the_overlays_of_the_miniature_fit_the_search_config(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[Any] = []
+    monkeypatch.setattr(cli.RunCLI, "_run_subcommand", lambda self, _: built.append(self))
+    monkeypatch.chdir(tmp_path)
+    grids = [{"scale": 0, "dim": 4, "codes": 16}]
+    save_latent_vqvae(
+        LatentVQVAENetwork([16, 8, 8], "vq", [8], 1, grids), tmp_path / "runs" / "miniature_latent_vqvae" / "export"
+    )
+    main(["fit", "--config=optimize/latent_vqvae_gradient", "--config=overlay/miniature",
+          "--config=overlay/miniature_latent_vqvae", "--data.source=faces",
+          f"--trainer.default_root_dir={run}"])  # fmt: skip
+    space = built[0].model.space
+    space.configure(built[0].datamodule.size)
+    assert isinstance(space, LatentVQVAESpace) and space.dim == 256 and space.generator.latent_shape(64) == (16, 8, 8)
