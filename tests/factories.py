@@ -30,7 +30,9 @@ def face_photos(folder: Path, n: int, size: int, seed: int = 0, scores: bool = F
     return folder
 
 
-def tiny_autoencoder(folder: Path, kind: str = "AutoencoderTiny", factor: int = 4, seed: int = 0) -> Path:
+def tiny_autoencoder(
+    folder: Path, kind: str = "AutoencoderTiny", factor: int = 4, seed: int = 0, channels: int = 4
+) -> Path:
     """Save a random autoencoder with very few channels; a scaling and a shift factor bring its latents to N(0, 1).
 
     Args:
@@ -38,6 +40,7 @@ def tiny_autoencoder(folder: Path, kind: str = "AutoencoderTiny", factor: int = 
         kind: `AutoencoderTiny` or `AutoencoderKL`.
         factor: pixels per latent cell, 4 or 8.
         seed: of the weights.
+        channels: of the latents of an `AutoencoderKL`.
     """
     import diffusers
 
@@ -53,7 +56,7 @@ def tiny_autoencoder(folder: Path, kind: str = "AutoencoderTiny", factor: int = 
         else:
             network = diffusers.AutoencoderKL(
                 down_block_types=("DownEncoderBlock2D",) * stages, up_block_types=("UpDecoderBlock2D",) * stages,
-                block_out_channels=(4,) * stages, norm_num_groups=2, latent_channels=4, layers_per_block=1,
+                block_out_channels=(4,) * stages, norm_num_groups=2, latent_channels=channels, layers_per_block=1,
             )  # fmt: skip
             last = network.decoder.conv_out
     with torch.no_grad():

@@ -6,6 +6,7 @@ from lso_lightning.models.contrastive import Contrastive
 from lso_lightning.models.encoder_features import ClassifierFeatures, EncoderFeatures
 from lso_lightning.models.identity import Identity
 from lso_lightning.models.latent_diffusion import LatentDiffusion
+from lso_lightning.models.latent_vqvae import LatentVQVAE
 from lso_lightning.models.vae_finetune import VAEFinetune
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "EncoderFeatures",
     "Identity",
     "LatentDiffusion",
+    "LatentVQVAE",
     "VAEFinetune",
     "build_autoencoder",
     "export_autoencoder",

@@ -16,15 +16,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
-from lso_lightning.distributed import together
 from lso_lightning.errors import UserError
-from lso_lightning.generators import Autoencoder
 from lso_lightning.generators.sampling import denoise, row_noise
 from lso_lightning.generators.schedule import Schedule
 from lso_lightning.generators.text_encoder import TextEncoder
-from lso_lightning.models.latent_cache import LatentCache, cached_latents
 from lso_lightning.models.pipeline_folder import build_noise, build_unet, export_pipeline
-from lso_lightning.models.training import Training, weights_of
+from lso_lightning.models.reads_latents import ReadsLatents
+from lso_lightning.models.training import weights_of
 from lso_lightning.networks import Frozen
 from lso_lightning.networks.diffusion_loss import DiffusionLoss
 from lso_lightning.seeding import generator
@@ -35,7 +33,7 @@ _SMALL = 32
 _QUARTERS = 4  # of the timesteps; each is measured by itself
 
 
-class LatentDiffusion(Training):
+class LatentDiffusion(ReadsLatents):
     """Trains the U-Net of a latent diffusion model on pictures and their captions (Rombach et al. 2022, 2112.10752).
 
     A batch is a dict with ``key list[str]``, ``caption list[str]`` and ``image (b, 3, h, w)`` in [0, 1]; with a `cache`
@@ -69,7 +67,7 @@ class LatentDiffusion(Training):
     """
 
     monitor, mode = "val/loss", "min"
-    autoencoder: Any  #: `Autoencoder` in `Frozen`
+    trained = "U-Net"
     text: Any  #: `TextEncoder`, in `Frozen` unless it is trained
 
     def __init__(
@@ -98,7 +96,7 @@ class LatentDiffusion(Training):
         for name, value in (("autoencoder", autoencoder), ("text", text)):
             if value is None and folder is None:
                 raise UserError(f"model.{name}: none given, and no model.folder that has one")
-        self.autoencoder = Frozen(Autoencoder(autoencoder or str(folder)))
+        self.read_latents(autoencoder or str(folder), cache)
         encoder = TextEncoder(text or str(folder))
         if center_text and not train_text:
             raise UserError("model.center_text: changes the text encoder, which the U-Net must follow: give train_text")
@@ -117,11 +115,6 @@ class LatentDiffusion(Training):
         self.noise = build_noise(folder, noise, prediction)
         self.loss = DiffusionLoss(self.noise.alphas_cumprod, self.noise.config.prediction_type, min_snr_gamma)
         self.guidance_dropout, self.seed = guidance_dropout, seed
-        self.cache = None if cache is None else Path(cache)
-        self.needs_images = cache is None  #: asked by FFHQ
-        self._cached: LatentCache | None = None
-        space = self.autoencoder.network
-        self._frozen_ids = {"autoencoder": f"{space.weights_id()} {space.scale} {space.shift}"}
         if not train_text:
             self._frozen_ids["text"] = encoder.weights_id()
         self.val_loss = MeanMetric()
@@ -131,37 +124,12 @@ class LatentDiffusion(Training):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        self._open_cache()
         if self.device.type == "cpu" and self.unet.config.sample_size <= _SMALL:
             from diffusers.models.attention_processor import AttnProcessor
 
             self.unet.set_attn_processor(AttnProcessor())
             if not isinstance(self.text, Frozen):
                 self.text.network.set_attn_implementation("eager")
-
-    def on_validation_start(self) -> None:
-        self._open_cache()
-
-    def _open_cache(self) -> None:
-        cache = self.cache
-        if cache is not None and self._cached is None:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
-            self._cached = together(lambda: cached_latents(cache, data, self.autoencoder.network))
-
-    @torch.no_grad()
-    def _latents(self, batch: dict[str, Any]) -> Tensor:
-        """Latents of a batch ``(b, c, h, w)``, as the U-Net sees them."""
-        if self._cached is not None:
-            return self._cached(batch["key"], batch["mirrored"]).to(self.device)
-        autoencoder, side = self.autoencoder.network, batch["image"].shape[-1]
-        if side % autoencoder.factor:
-            raise UserError(
-                f"data: images of {side} pixels, the autoencoder needs a multiple of {autoencoder.factor}; pack them"
-                " again with another --size"
-            )
-        # in 32 bits under bf16, too, as cached ones are: these are what is learnt
-        with torch.autocast(self.device.type, enabled=False):
-            return autoencoder.encode(batch["image"])
 
     def _draw(self, purpose: str, keys: Sequence[str], like: Tensor, *position: int) -> tuple[Tensor, Tensor]:
         """Random numbers of each sample, the same on whatever rank it is.
@@ -183,7 +151,7 @@ class LatentDiffusion(Training):
     # ---- training ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
-        latents = self._latents(batch)
+        latents = self.latents_of(batch)
         chances, noise = self._draw("diffusion", batch["key"], latents, self.trainer.global_step)
         dropped = (chances[:, 1] < self.guidance_dropout).tolist()
         captions = ["" if drop else caption for drop, caption in zip(dropped, batch["caption"], strict=True)]
@@ -197,7 +165,7 @@ class LatentDiffusion(Training):
     # ---- validation and samples -------------------------------------------------------------------------------------
 
     def validation_step(self, batch: dict[str, Any], index: int) -> None:
-        latents = self._latents(batch)
+        latents = self.latents_of(batch)
         text = self.text(batch["caption"])
         # the same at each validation, and one timestep in each quarter: two validations differ by the weights only
         chances, noise = self._draw("validation", batch["key"], latents)
@@ -230,19 +198,7 @@ class LatentDiffusion(Training):
         )  # fmt: skip
         return autoencoder.decode(latents)
 
-    # ---- checkpoints and export -------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["frozen"] = dict(self._frozen_ids)
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        frozen = checkpoint.get("frozen", {})
-        different = [name for name, found in self._frozen_ids.items() if frozen.get(name) != found]
-        if different := different + ["U-Net"] * bool(self.changed_parts(checkpoint)):
-            raise UserError(
-                f"resume: the checkpoint has another {' and '.join(different)} than the configuration; start a new run,"
-                " with --model.folder at the export of this one"
-            )
+    # ---- export ------------------------------------------------------------------------------------------------------
 
     def export(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Write a pipeline folder, which `Diffusion` and StableDiffusionPipeline read.

@@ -1,24 +1,12 @@
-"""The one autoencoder engine: finetunes or trains any AutoencoderKL or AutoencoderTiny.
-
-One backward pass and one optimiser serve autoencoder and discriminator. The usual two optimisers need manual
-optimisation: its own accumulation, clipping and schedules beside Lightning's, and a `global_step` that counts twice a
-batch, so that everything given in steps happens at half time. Here the total is
-
-    pixel + w_p perceptual + regulariser + w_a adversarial(constant D, fake) + hinge(D, real, fake.detach())
-
-in which each network meets only its own gradient, so that accumulation, schedules, bf16 and plain DDP work as for any
-module, and one step is one step. (The discriminator sees reconstructions of the weights before the step, not after.)
-"""
+"""The one autoencoder engine: finetunes or trains any AutoencoderKL or AutoencoderTiny."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -28,15 +16,12 @@ from lso_lightning.images import eight_bit
 from lso_lightning.models.autoencoder_folder import build_autoencoder, export_autoencoder
 from lso_lightning.models.encoder_features import NetworkFeatures
 from lso_lightning.models.reconstruction_metrics import ReconstructionMetrics
-from lso_lightning.models.training import Training, weights_of
-from lso_lightning.networks import Frozen, NoRegularizer
-from lso_lightning.networks.discriminator import adaptive_weight, hinge_discriminator, hinge_generator, judged_by
-from lso_lightning.seeding import generator
-
-_LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
+from lso_lightning.models.reconstruction_training import ReconstructionTraining
+from lso_lightning.models.training import weights_of
+from lso_lightning.networks import NoRegularizer
 
 
-class VAEFinetune(Training):
+class VAEFinetune(ReconstructionTraining):
     """Trains an autoencoder on pictures.
 
     A batch is a dict with ``image (b, 3, h, w)`` in [0, 1] and ``key list[str]``. Results depend on the images of a
@@ -90,25 +75,16 @@ class VAEFinetune(Training):
         measure_scale: bool | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(optimizer, scheduler)
-        for name, value in (
-            ("perceptual_weight", perceptual_weight), ("adversarial_weight", adversarial_weight),
-            ("adversarial_start", adversarial_start), ("discriminator_rate", discriminator_rate),
-        ):  # fmt: skip
-            if not 0 <= value < float("inf"):
-                raise UserError(f"model.{name}: {value}, expected 0 or more")
-        if pixel_loss not in _LOSSES or train not in ("all", "decoder"):
-            raise UserError(f"model: pixel_loss {pixel_loss!r} and train {train!r}, expected l1 or l2, all or decoder")
+        super().__init__(
+            optimizer, scheduler, pixel_loss, 1.0, perceptual, perceptual_weight, discriminator, adversarial_weight,
+            adversarial_start, adaptive_weight, discriminator_rate, seed,
+        )  # fmt: skip
+        if train not in ("all", "decoder"):
+            raise UserError(f"model.train: {train!r}, expected all or decoder")
         # channels last: the same numbers to float rounding, faster on CPU and with bf16
         self.network = build_autoencoder(folder, architecture, seed).train().to(memory_format=torch.channels_last)
         self.regularizer = regularizer or NoRegularizer()
         self._require_fitting_regularizer(train)
-        self.pixel_loss, self.seed = _LOSSES[pixel_loss], seed
-        self.perceptual = None if perceptual is None else Frozen(perceptual)
-        self.perceptual_weight = perceptual_weight
-        self.discriminator = discriminator
-        self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
-        self.adaptive_weight, self.discriminator_rate = adaptive_weight, discriminator_rate
         self.measure_scale = architecture is not None if measure_scale is None else measure_scale
         self.moments: tuple[float, float] | None = None  #: mean and standard deviation of the latents, once measured
         name = "initial_encoder" if kid_features is None else type(kid_features).__name__
@@ -121,7 +97,6 @@ class VAEFinetune(Training):
                 self._frozen_parts.append(self.network.quant_conv)
         for part in self._frozen_parts:
             part.requires_grad_(False).eval()
-        self._terms: dict[str, Tensor] = {}  # the newest losses, to name the culprit of a NaN
 
     def _require_fitting_regularizer(self, train: str) -> None:
         if self.regularizer.needs_posterior and type(self.network).__name__ == "AutoencoderTiny":
@@ -181,9 +156,9 @@ class VAEFinetune(Training):
             )
 
     @property
-    def adversarial(self) -> bool:
-        """Whether the discriminator takes part in the present step."""
-        return self.discriminator is not None and self.trainer.global_step >= self.adversarial_start
+    def last_layer(self) -> Tensor:
+        decoder = self.network.decoder
+        return (decoder.conv_out if hasattr(decoder, "conv_out") else decoder.layers[-1]).weight
 
     def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
         images, step = batch["image"], self.trainer.global_step
@@ -192,94 +167,11 @@ class VAEFinetune(Training):
         noise = self._noise(batch["key"], mean, step) if self.regularizer.needs_posterior else None
         latents, penalty, measured = self.regularizer(mean, logvar, noise, step)
         fake = self.decode(latents)
-        terms = {"pixel": self.pixel_loss(fake, images)}
-        reconstruction = terms["pixel"]
-        if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(fake, images).mean()
-            reconstruction = reconstruction + self.perceptual_weight * terms["perceptual"]
-        loss = reconstruction + penalty
-        if self.discriminator is not None and self.adversarial:
-            terms["adversarial"], weight = self._adversarial(self.discriminator, fake, reconstruction)
-            terms["discriminator"] = hinge_discriminator(
-                self.discriminator(images).float(), self.discriminator(fake.detach()).float()
-            )
-            loss = loss + weight * terms["adversarial"] + terms["discriminator"]
-            measured["adversarial_weight"] = weight
-        elif self.discriminator is not None:
-            # DDP waits for a gradient of every weight in every step; this one is zero and costs nothing
-            loss = loss + 0.0 * sum(weight.sum() for weight in self.discriminator.parameters())
-        self._terms = {"loss": loss.detach()} | {name: term.detach() for name, term in terms.items()}
-        for name, value in (self._terms | measured).items():
-            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(images))
+        reconstruction, terms = self.image_loss(fake, images)
+        game, played = self.game_loss(fake, images, reconstruction)
+        loss = reconstruction + penalty + game
+        self.log_terms(loss, terms | played | measured, len(images))
         return loss
-
-    def _noise(self, keys: list[str], like: Tensor, step: int) -> Tensor:
-        """N(0, 1) of each image, the same on whatever rank it is, in whatever batch."""
-        draws = [
-            torch.randn(like.shape[1:], generator=generator(self.seed, "posterior", step, zlib.crc32(key.encode())))
-            for key in keys
-        ]
-        return torch.stack(draws).to(like.device)
-
-    def _adversarial(self, discriminator: nn.Module, fake: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
-        """The generator's loss and its weight, both scalar."""
-        loss = hinge_generator(judged_by(discriminator, fake).float())
-        weight = loss.new_tensor(self.adversarial_weight)
-        if self.adaptive_weight:
-            decoder = self.network.decoder
-            last = decoder.conv_out if hasattr(decoder, "conv_out") else decoder.layers[-1]
-            weight = weight * adaptive_weight(reconstruction, loss, last.weight)
-        return loss, weight
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        groups = optimizer.param_groups
-        if self.discriminator is not None and not self.adversarial:
-            for weight in self.discriminator.parameters():
-                weight.grad = None  # a gradient of zero would still decay weights and count in Adam's moments
-        gradients = [[weight.grad for weight in group["params"] if weight.grad is not None] for group in groups]
-        norms = [nn.utils.get_total_norm(some) for some in gradients if some]
-        # here gradients are averaged, so that all ranks stop together, and before the step has spoilt any weight
-        if not torch.stack(norms).isfinite().all():
-            broken = [name for name, term in self._terms.items() if not term.isfinite()] or ["a gradient"]
-            raise self.not_finite(", ".join(broken))
-        self.log("train/gradient_norm", norms[0])
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: int | float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Clip each network by itself: a wild discriminator must not shorten the autoencoder's step."""
-        if not gradient_clip_val:
-            return
-        for group in optimizer.param_groups:
-            if gradient_clip_algorithm == "value":
-                nn.utils.clip_grad_value_(group["params"], gradient_clip_val)
-            else:
-                nn.utils.clip_grad_norm_(group["params"], gradient_clip_val)
-
-    def groups(self) -> list[dict[str, Any]]:
-        groups = [{"params": [weight for weight in self.network.parameters() if weight.requires_grad]}]
-        if self.discriminator is not None:
-            groups.append({"params": list(self.discriminator.parameters())})
-        return groups
-
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        optimizer = super().make_optimizer()
-        for group in optimizer.param_groups[1:]:
-            group["lr"] = group["lr"] * self.discriminator_rate
-        return optimizer
-
-    def _rehearse(self, images: Tensor) -> None:
-        """Let the networks that the losses need see images once, before hours pass until `adversarial_start`."""
-        parts = {"discriminator": self.discriminator, "perceptual": self.perceptual}
-        for name, part in parts.items():
-            try:
-                if part is not None:
-                    part(*(images, images)[: 2 if name == "perceptual" else 1])
-            except (RuntimeError, TypeError, ValueError) as error:
-                raise UserError(f"model.{name} cannot take images of shape {tuple(images.shape)}: {error}") from error
 
     # ---- validation and export --------------------------------------------------------------------------------------
 
@@ -287,7 +179,7 @@ class VAEFinetune(Training):
         images = batch["image"]
         self._require_fitting(images)
         if self.trainer.sanity_checking:
-            self._rehearse(images)
+            self.rehearse(images)
         mean, logvar = self.encode(images)
         reconstructions = eight_bit(self.decode(mean))
         self.metrics.update(images, reconstructions, mean, logvar)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lso_lightning.errors import UserError
 from lso_lightning.generators import Autoencoder
-from lso_lightning.images import eight_bit
-from lso_lightning.spaces.base import SearchSpace
+from lso_lightning.spaces.decoded import DecodedSpace, average_around
 from lso_lightning.spaces.density import GaussianDensity
 
 
-class AutoencoderSpace(SearchSpace):
+class AutoencoderSpace(DecodedSpace):
     """``z`` = flattened latents of an autoencoder; decode = its decoder.
 
     Args:
@@ -36,39 +33,19 @@ class AutoencoderSpace(SearchSpace):
         keep_detail: bool = False,
         fade: float | None = None,
     ) -> None:
-        super().__init__(density)
-        if fade is not None and not fade > 0:
-            raise UserError(f"model.space.fade: {fade}, expected a number above 0, or null")
-        self.generator, self.keep_detail, self.fade = generator, keep_detail, fade
+        super().__init__(generator, density, keep_detail, fade)
 
     def configure(self, size: int) -> None:
         self.shape = self.generator.latent_shape(size)
         self.dim = self.shape[0] * self.shape[1] * self.shape[2]
 
-    @torch.no_grad()
-    def context(self, images: Tensor, rows: Tensor, seed: int) -> dict[str, Tensor]:
-        if not self.keep_detail:
-            return {}
-        round_trip = self.generator.decode_raw(self.generator.encode(images))
-        return {"detail": images - round_trip} | ({} if self.fade is None else {"round_trip": round_trip})
-
     def neighbourhood(self, statistics: Tensor) -> Tensor:
         """Average over the channels of a cell and its eight neighbours."""
-        cells = statistics.unflatten(0, self.shape).mean(0, keepdim=True)
-        around = F.avg_pool2d(F.pad(cells[None], (1, 1, 1, 1), mode="replicate"), 3, 1)[0]
-        return around.expand(self.shape).flatten()
+        return average_around(statistics, self.shape)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         return self.generator.encode(images).flatten(1)
 
-    def decode(self, z: Tensor, context: dict[str, Tensor]) -> Tensor:
-        images = self.generator.decode_raw(z.unflatten(1, self.shape))
-        if not self.keep_detail:
-            return eight_bit(images)
-        if self.fade is None:
-            return eight_bit(images + context["detail"])
-        change = (images - context["round_trip"]).square().mean(1, keepdim=True)
-        # over 5 x 5 pixels: an edge that moved by two pixels is a change on both of its sides
-        change = F.avg_pool2d(F.pad(change, (2, 2, 2, 2), mode="replicate"), 5, 1)
-        return eight_bit(images + context["detail"] * (-change / self.fade**2).exp())
+    def decode_raw(self, z: Tensor) -> Tensor:
+        return self.generator.decode_raw(z.unflatten(1, self.shape))
