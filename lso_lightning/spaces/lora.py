@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
 from lso_lightning.generators import Diffusion
+from lso_lightning.generators.adapter import Adapter, load_adapter
 from lso_lightning.generators.image_encoder import ImageEncoder
-from lso_lightning.generators.lora_adapter import LoRAdapter, load_adapter
 from lso_lightning.generators.sampling import Steering, row_noise
 from lso_lightning.spaces.base import SearchSpace
 from lso_lightning.spaces.density import GaussianDensity
@@ -76,7 +76,7 @@ class LoRASpace(SearchSpace):
         self.estimators: Any = nn.ModuleList(one.estimator.requires_grad_(False).eval() for one in structures)
         self.dim = int(self.style.settings["condition_dim"])
 
-    def _attached(self, folder: str, kind: str, scale: float) -> LoRAdapter:
+    def _attached(self, folder: str, kind: str, scale: float) -> Adapter:
         adapter = load_adapter(folder, self.generator.unet)
         if adapter.kind != kind:
             raise UserError(f"model.space: {folder} is a {adapter.kind} adapter, expected one of {kind}")

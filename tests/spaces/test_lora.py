@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from lso_lightning.errors import UserError
-from lso_lightning.generators import Diffusion, ImageEncoder, LoRAdapter
+from lso_lightning.generators import Adapter, Diffusion, ImageEncoder
 from lso_lightning.spaces import LoRASpace, Structure
 from tests.factories import pictures, tiny_pipeline
 
@@ -41,7 +41,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, placement, mapper in (
         ("style", "only_cross", {"embedding_dim": 6}), ("structure", "only_res_conv", pyramid)
     ):  # fmt: skip
-        adapter = LoRAdapter(unet, placement, 2, 5, mapper)
+        adapter = Adapter(unet, placement, 2, 5, mapper)
         with torch.no_grad():
             for weight in adapter.parameters():
                 weight += 0.3 * torch.randn_like(weight)

@@ -9,16 +9,16 @@ import torch
 from safetensors.torch import save_file
 
 from lso_lightning.errors import UserError
-from lso_lightning.generators import LoRAdapter, load_adapter
+from lso_lightning.generators import Adapter, load_adapter
 from tests.networks.test_conditional_lora import stable_diffusion, tiny
 
 STYLE = {"embedding_dim": 6}
 STRUCTURE = {"channels": 1, "widths": [4, 4], "outputs": 2}
 
 
-def adapter(placement: str = "only_cross", mapper: dict = STYLE) -> LoRAdapter:
+def adapter(placement: str = "only_cross", mapper: dict = STYLE) -> Adapter:
     torch.manual_seed(3)
-    made = LoRAdapter(tiny(), placement, 2, 5, mapper)
+    made = Adapter(tiny(), placement, 2, 5, mapper)
     with torch.no_grad():
         for weight in made.parameters():
             weight.copy_(torch.randn_like(weight))
@@ -55,10 +55,10 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lso_lightning.generators import lora_adapter
+    from lso_lightning.generators import adapter as adapters
 
-    known = {"sd15-style-cross-160-h": lora_adapter.Published("only_cross", 2, 5, STYLE)}
-    monkeypatch.setattr(lora_adapter, "PUBLISHED", known)
+    known = {"sd15-style-cross-160-h": adapters.Published("only_cross", 2, 5, STYLE)}
+    monkeypatch.setattr(adapters, "PUBLISHED", known)
 
 
 def test_published_folders_load(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,12 +69,12 @@ def test_published_folders_load(published: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_published_style_has_the_published_keys_and_shapes() -> None:
-    from lso_lightning.generators.lora_adapter import PUBLISHED
+    from lso_lightning.generators.adapter import PUBLISHED
 
     unets = {"sd15": stable_diffusion("1.5"), "sdxl": stable_diffusion("xl")}
     for name, made in PUBLISHED.items():
         with torch.device("meta"):
-            found = LoRAdapter(unets[name[:4]], made.placement, made.rank, made.condition_dim, made.mapper)
+            found = Adapter(unets[name[:4]], made.placement, made.rank, made.condition_dim, made.mapper)
         assert found.kind == ("structure" if "res" in name else "style")
         assert all(key.split(".")[0] in ("down_blocks", "mid_block", "up_blocks") for key in found.lora.state_dict())
 
@@ -129,7 +129,7 @@ def test_other_mistakes_are_named(published: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a published checkpoint of no known name; name the folder as one of sd15-"):
         load_adapter(str(other), tiny())
     with pytest.raises(UserError, match=r"adapter mapper: .*widths"):
-        LoRAdapter(tiny(), "only_cross", 2, 5, {"widths": [4]})
+        Adapter(tiny(), "only_cross", 2, 5, {"widths": [4]})
     adapter().save(tmp_path / "adapter", adapter().state_dict())
     save_file({"lora.x": torch.ones(1)}, tmp_path / "adapter" / "model.safetensors")
     with pytest.raises(UserError, match=r"adapter .*: cannot be loaded"):

@@ -39,7 +39,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-class LoRAdapter(nn.Module):
+class Adapter(nn.Module):
     """Mapper and low-rank layers of one adapter; what sees the picture is not part of it.
 
     Args:
@@ -86,7 +86,7 @@ class LoRAdapter(nn.Module):
         save_network(folder, FORMAT, self.settings, weights)
 
 
-def load_adapter(folder: str, unet: nn.Module) -> LoRAdapter:
+def load_adapter(folder: str, unet: nn.Module) -> Adapter:
     """Read an adapter: the export of a training, one of the miniature's, or a published checkpoint folder.
 
     Args:
@@ -106,18 +106,18 @@ def load_adapter(folder: str, unet: nn.Module) -> LoRAdapter:
     else:
         names = ("placement", "rank", "condition_dim", "mapper")
         adapter, _ = load_network(
-            path, FORMAT, lambda config: LoRAdapter(unet, **{name: config[name] for name in names}), "adapter",
+            path, FORMAT, lambda config: Adapter(unet, **{name: config[name] for name in names}), "adapter",
             "the export of an adapter's training, or a published checkpoint folder",
         )  # fmt: skip
     return adapter.requires_grad_(False).eval()
 
 
-def _published(path: Path, unet: nn.Module) -> LoRAdapter:
+def _published(path: Path, unet: nn.Module) -> Adapter:
     if path.name not in PUBLISHED:
         raise UserError(f"adapter {path}: a published checkpoint of no known name; name the folder as one of"
                         f" {', '.join(PUBLISHED)}")  # fmt: skip
     made = PUBLISHED[path.name]
-    adapter = LoRAdapter(unet, made.placement, made.rank, made.condition_dim, made.mapper)
+    adapter = Adapter(unet, made.placement, made.rank, made.condition_dim, made.mapper)
     for part, module in (("lora", adapter.lora), ("mapper", adapter.mapper)):
         file = path / _FILES[part]
         try:
