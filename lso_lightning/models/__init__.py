@@ -7,6 +7,7 @@ from lso_lightning.models.encoder_features import ClassifierFeatures, EncoderFea
 from lso_lightning.models.identity import Identity
 from lso_lightning.models.latent_diffusion import LatentDiffusion
 from lso_lightning.models.latent_vqvae import LatentVQVAE
+from lso_lightning.models.lora_adapter import LoRAdapter
 from lso_lightning.models.vae_finetune import VAEFinetune
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Identity",
     "LatentDiffusion",
     "LatentVQVAE",
+    "LoRAdapter",
     "VAEFinetune",
     "build_autoencoder",
     "export_autoencoder",

@@ -1,39 +1,24 @@
-"""A U-Net that makes the latents of pictures from noise and text: trained from scratch, or finetuned.
-
-Noise, timesteps and dropped texts of a sample are drawn from (seed, step, key of the sample): the same on any rank, in
-any batch, after any resume.
-"""
+"""A U-Net that makes the latents of pictures from noise and text: trained from scratch, or finetuned."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torch import Tensor
 
 from lso_lightning.errors import UserError
-from lso_lightning.generators.sampling import denoise, row_noise
-from lso_lightning.generators.schedule import Schedule
 from lso_lightning.generators.text_encoder import TextEncoder
+from lso_lightning.models.denoising_training import DenoisingTraining
 from lso_lightning.models.pipeline_folder import build_noise, build_unet, export_pipeline
-from lso_lightning.models.reads_latents import ReadsLatents
 from lso_lightning.models.training import weights_of
 from lso_lightning.networks import Frozen
-from lso_lightning.networks.diffusion_loss import DiffusionLoss
-from lso_lightning.seeding import generator
-
-# cells a side up to which processors train with plain attention: the backward pass of torch's fused one takes them
-# three times as long (torch 2.13), but on large grids the memory for all pairs of cells is worse
-_SMALL = 32
-_QUARTERS = 4  # of the timesteps; each is measured by itself
 
 
-class LatentDiffusion(ReadsLatents):
+class LatentDiffusion(DenoisingTraining):
     """Trains the U-Net of a latent diffusion model on pictures and their captions (Rombach et al. 2022, 2112.10752).
 
     A batch is a dict with ``key list[str]``, ``caption list[str]`` and ``image (b, 3, h, w)`` in [0, 1]; with a `cache`
@@ -66,7 +51,6 @@ class LatentDiffusion(ReadsLatents):
         UserError: settings that contradict each other, an unusable folder or architecture.
     """
 
-    monitor, mode = "val/loss", "min"
     trained = "U-Net"
     text: Any  #: `TextEncoder`, in `Frozen` unless it is trained
 
@@ -112,91 +96,24 @@ class LatentDiffusion(ReadsLatents):
         ).train()  # fmt: skip
         if gradient_checkpointing:
             self.unet.enable_gradient_checkpointing()
-        self.noise = build_noise(folder, noise, prediction)
-        self.loss = DiffusionLoss(self.noise.alphas_cumprod, self.noise.config.prediction_type, min_snr_gamma)
-        self.guidance_dropout, self.seed = guidance_dropout, seed
+        self.denoise_by(build_noise(folder, noise, prediction), min_snr_gamma, seed)
+        self.guidance_dropout = guidance_dropout
         if not train_text:
             self._frozen_ids["text"] = encoder.weights_id()
-        self.val_loss = MeanMetric()
-        self.val_quarters: Any = nn.ModuleList(MeanMetric() for _ in range(_QUARTERS))
-
-    # ---- latents, noise and predictions -----------------------------------------------------------------------------
-
-    def on_fit_start(self) -> None:
-        super().on_fit_start()
-        if self.device.type == "cpu" and self.unet.config.sample_size <= _SMALL:
-            from diffusers.models.attention_processor import AttnProcessor
-
-            self.unet.set_attn_processor(AttnProcessor())
-            if not isinstance(self.text, Frozen):
-                self.text.network.set_attn_implementation("eager")
-
-    def _draw(self, purpose: str, keys: Sequence[str], like: Tensor, *position: int) -> tuple[Tensor, Tensor]:
-        """Random numbers of each sample, the same on whatever rank it is.
-
-        Returns:
-            Two numbers in [0, 1) ``(b, 2)`` on the CPU, and N(0, 1) ``(b, c, h, w)``.
-        """
-        streams = [generator(self.seed, purpose, *position, zlib.crc32(key.encode())) for key in keys]
-        chances = torch.stack([torch.rand(2, generator=stream) for stream in streams])
-        noise = torch.stack([torch.randn(like.shape[1:], generator=stream) for stream in streams])
-        return chances, noise.to(like.device)
-
-    def _errors(self, latents: Tensor, noise: Tensor, place: Tensor, text: Tensor) -> Tensor:
-        """Weighed errors ``(b,)`` of the U-Net at places ``(b,)`` in [0, 1) of the range of timesteps."""
-        timesteps = (place * len(self.loss.alphas_cumprod)).long().to(latents.device)
-        predicted = self.unet(self.loss.noisy(latents, noise, timesteps), timesteps, text).sample
-        return self.loss(predicted, latents, noise, timesteps)
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
-        latents = self.latents_of(batch)
-        chances, noise = self._draw("diffusion", batch["key"], latents, self.trainer.global_step)
-        dropped = (chances[:, 1] < self.guidance_dropout).tolist()
-        captions = ["" if drop else caption for drop, caption in zip(dropped, batch["caption"], strict=True)]
-        loss = self._errors(latents, noise, chances[:, 0], self.text(captions)).mean()
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(latents))
-        return loss
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.device.type == "cpu" and not isinstance(self.text, Frozen):
+            self.text.network.set_attn_implementation("eager")  # as of the U-Net's attention
 
-    def groups(self) -> list[dict[str, Any]]:
-        return [{"params": [weight for weight in self.parameters() if weight.requires_grad]}]
-
-    # ---- validation and samples -------------------------------------------------------------------------------------
-
-    def validation_step(self, batch: dict[str, Any], index: int) -> None:
-        latents = self.latents_of(batch)
-        text = self.text(batch["caption"])
-        # the same at each validation, and one timestep in each quarter: two validations differ by the weights only
-        chances, noise = self._draw("validation", batch["key"], latents)
-        for quarter, metric in enumerate(self.val_quarters):
-            errors = self._errors(latents, noise, (quarter + chances[:, 0]) / _QUARTERS, text)
-            metric.update(errors)
-            self.val_loss.update(errors)
-            self.log(f"val/loss_quarter_{quarter + 1}", metric, batch_size=len(latents))
-        self.log("val/loss", self.val_loss, prog_bar=True, batch_size=len(latents))
-
-    @torch.no_grad()
-    def sample(self, prompts: Sequence[str], seed: int = 0, steps: int = 30, guidance: float = 3.0) -> Tensor:
-        """Pictures of prompts by the present weights, with DDIM.
-
-        Args:
-            prompts: ``b`` texts.
-            seed: of the noise, which is that of rows 0, 1 ... of `lso_lightning.generators.Diffusion`.
-            steps: calls of the U-Net.
-            guidance: weight of the text against the empty one; 1 is none.
-
-        Returns:
-            Images ``(b, 3, h, w)`` in [0, 1] on the 8-bit grid.
-        """
-        autoencoder, side = self.autoencoder.network, self.unet.config.sample_size
-        noise = row_noise((autoencoder.channels, side, side), range(len(prompts)), seed).to(self.device)
-        schedule = Schedule({**self.noise.config, "_class_name": "DDIM"}, None, steps)
-        latents = denoise(
-            self.unet, schedule, schedule.timesteps.to(self.device), noise, self.text(prompts),
-            self.text([""]) if guidance > 1 else None, noise.new_full((len(prompts),), guidance),
-        )  # fmt: skip
-        return autoencoder.decode(latents)
+    def told(self, batch: dict[str, Any], chances: Tensor | None) -> Tensor:
+        captions = batch["caption"]
+        if chances is not None:
+            dropped = (chances < self.guidance_dropout).tolist()
+            captions = ["" if drop else caption for drop, caption in zip(dropped, captions, strict=True)]
+        return self.text(captions)
 
     # ---- export ------------------------------------------------------------------------------------------------------
 
