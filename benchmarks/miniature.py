@@ -233,10 +233,13 @@ def measure_samples(parts: Miniature, count: int) -> Table:
     ]
 
 
-def record(table: dict[str, Any]) -> None:
-    """Write what is known of the shipped miniature, and by which command each part was measured."""
+def record(name: str, measured: dict[str, Any]) -> None:
+    """Write what was measured of a part of the shipped miniature, beside the other parts."""
     path = MINIATURE / "provenance.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"table": table}, indent=1) + "\n")
+    provenance = json.loads(path.read_text())
+    known = provenance["table"] | {name: measured}
+    table = {part: known[part] for part in PARTS if part in known}
+    path.write_text(json.dumps(provenance | {"table": table}, indent=1) + "\n")
     lines = [f"Faces of the unseen seeds {UNSEEN} and {CALIBRATION}; DDIM. Parts are measured apart:", ""]
     lines += [f"- {part['command']}: {part['seconds']:.0f} s" for part in table.values()]
     lines += ["", "| what | goal | measured | how |", "|---|---|---|---|"]
@@ -251,7 +254,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2000, help="faces and samples")
     parser.add_argument("--each", type=int, default=50, help="samples of a prompt")
     parser.add_argument("--steps", type=int, default=25, help="of the sampler")
-    parser.add_argument("--guidance", type=float, default=3.0, help="of the sampler")
+    parser.add_argument("--guidance", type=float, default=4.0, help="of the sampler")
     parser.add_argument("--only", nargs="*", choices=PARTS, help="rows")
     args = parser.parse_args()
     folder = args.folder.resolve()
@@ -264,15 +267,13 @@ def main() -> None:
         "prompts": (lambda: measure_prompts(parts, args.each), f" --each {args.each}{sampled}"),
         "samples": (lambda: measure_samples(parts, args.count), f" --count {args.count}{sampled}"),
     }
-    table = json.loads((MINIATURE / "provenance.json").read_text())["table"] if folder == MINIATURE else {}
     for name in args.only or measures:
         measure, options = measures[name]
         began = time.monotonic()
         rows = [dict(zip(("what", "goal", "value", "how"), row, strict=True)) for row in measure()]
         command = f"`python benchmarks/miniature.py --only {name}{options}`"
-        table[name] = {"command": command, "seconds": round(time.monotonic() - began), "rows": rows}
         if folder == MINIATURE:
-            record({part: table[part] for part in measures if part in table})
+            record(name, {"command": command, "seconds": round(time.monotonic() - began), "rows": rows})
         else:
             print("\n".join(f"{row['value']:8.4f}  {row['goal']:>18}  {row['what']}" for row in rows), flush=True)
 
