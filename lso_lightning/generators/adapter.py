@@ -49,22 +49,20 @@ class Adapter(nn.Module):
         condition_dim: numbers of a style vector, or channels of each structure map.
         mapper: arguments of `StyleMapper` (``embedding_dim``) or of `StructureMapper` (``channels``, ``widths``,
             ``outputs``), which says what kind of adapter it is.
-        scale: how much the adapter counts; 0 is the frozen U-Net alone.
 
     Raises:
         UserError: an unknown placement, one that this U-Net has no layer for, or settings of neither mapper.
     """
 
     def __init__(
-        self, unet: nn.Module, placement: str, rank: int, condition_dim: int, mapper: Mapping[str, Any],
-        scale: float = 1.0,
-    ) -> None:  # fmt: skip
+        self, unet: nn.Module, placement: str, rank: int, condition_dim: int, mapper: Mapping[str, Any]
+    ) -> None:
         super().__init__()
         self.settings: dict[str, Any] = {
             "placement": placement, "rank": rank, "condition_dim": condition_dim, "mapper": dict(mapper)
         }  # fmt: skip
         self.kind: Literal["style", "structure"] = "style" if "embedding_dim" in mapper else "structure"
-        self.lora = ConditionalLoRA(unet, placement, rank, condition_dim, scale)
+        self.lora = ConditionalLoRA(unet, placement, rank, condition_dim)
         kind = StyleMapper if self.kind == "style" else StructureMapper
         try:
             self.mapper: StyleMapper | StructureMapper = kind(condition_dim=condition_dim, **mapper)

@@ -23,6 +23,7 @@ from lso_lightning.models.pipeline_folder import build_noise
 from lso_lightning.models.training import weights_of
 from lso_lightning.networks import Frozen
 from lso_lightning.seeding import generator, global_stream
+from lso_lightning.weights import weights_id
 
 _SHOWN = 8  # validation pictures that the adapter is shown by
 
@@ -94,7 +95,9 @@ class LoRAdapter(DenoisingTraining):
         self.captions, self.text_dropout, self.condition_dropout = captions, text_dropout, condition_dropout
         self.shown_steps = shown_steps
         self.denoise_by(build_noise(folder, None, None), min_snr_gamma, seed)
-        self._frozen_ids |= {"text": self.text.network.weights_id()}
+        self._frozen_ids |= {"text": self.text.network.weights_id(), "U-Net": weights_id(unet.state_dict())}
+        if sees is not None:
+            self._frozen_ids["sees"] = weights_id(sees.state_dict())
 
     @property
     def unet(self) -> Any:

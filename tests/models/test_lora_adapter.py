@@ -177,3 +177,7 @@ def test_mistakes_are_named(folder: Path, run: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(SystemExit):
         fit(run, folder, "style", "--trainer.max_steps=2", "--ckpt_path=last", "--model.rank=3")
     assert "resume: the checkpoint has another adapter" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        other = tiny_pipeline(run / "other", seed=1)
+        fit(run, other, "style", "--trainer.max_steps=2", "--ckpt_path=last")
+    assert "another autoencoder and text and U-Net than the configuration" in capsys.readouterr().err
